@@ -86,6 +86,23 @@ func (p *Progress) Settle(state State, reason Reason, by string, at time.Time) {
 	p.NextAt, p.DeferredSince, p.Resting = time.Time{}, time.Time{}, false
 }
 
+// Defer says that the notification waits for the gate, since now unless it waits already. A paused merchant's is held.
+func (p *Progress) Defer(reason Reason, now time.Time) {
+	if p.DeferredSince.IsZero() {
+		p.DeferredSince = now
+	}
+	p.Reason, p.UpdatedAt = reason, now
+	switch {
+	case p.State.Final(): // a resend of a delivered one
+	case reason == ReasonMerchantPaused:
+		p.State = StateHeld
+	case p.Attempts > 0:
+		p.State = StateRetrying
+	default:
+		p.State = StateAccepted
+	}
+}
+
 // Work is a notification together with why its next attempt is made.
 type Work struct {
 	*Notification

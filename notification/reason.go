@@ -36,7 +36,7 @@ const (
 	ReasonBodyTimeout      Reason = "body_timeout"       // the answer did not end in time
 	ReasonBadResponse      Reason = "bad_response"       // not HTTP, or a broken body
 	ReasonInterrupted      Reason = "interrupted"        // the engine died or lost the attempt in hand
-	ReasonBlockedAddress   Reason = "blocked_address"    // a private address that the operator has not allowed
+	ReasonBlockedAddress   Reason = "blocked_address"    // the merchant's name leads to a private address that the operator has not allowed
 	ReasonBadNotifyURL     Reason = "bad_notify_url"     // no request can be made of it
 	ReasonEncodeFailure    Reason = "encode_failure"     // the contract cannot carry this notification
 )
@@ -89,7 +89,7 @@ func Reasons() []Reason {
 // OurFault reports whether the engine's own side failed, so that neither the merchant's breaker nor its budget is touched.
 func (r Reason) OurFault() bool {
 	switch r { //nolint:exhaustive // a list of exceptions; every other reason is not ours
-	case ReasonResolverFailure, ReasonLocalPorts, ReasonShutdown, ReasonInternal, ReasonBlockedAddress:
+	case ReasonResolverFailure, ReasonLocalPorts, ReasonShutdown, ReasonInternal:
 		return true
 	default:
 		return false

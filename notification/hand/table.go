@@ -3,6 +3,7 @@
 package hand
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -25,11 +26,13 @@ type stripe struct {
 type Item struct {
 	since time.Time
 
-	mu      sync.Mutex
-	work    notification.Work
-	phase   phase
-	rowAt   time.Time // when the watcher last wrote a row; zero: never
-	settled func(error)
+	mu       sync.Mutex
+	work     notification.Work
+	attempts []notification.Attempt // made and not yet durable
+	phase    phase
+	rowAt    time.Time // when the ledger was last shown it; zero: never
+	settled  func(error)
+	left     chan struct{} // closed by Leave; nil while nobody waits for it
 }
 
 type phase uint8
@@ -77,32 +80,72 @@ func (t *Table) Leave(item *Item, err error) {
 	item.mu.Lock()
 	settled := item.settled
 	item.settled = nil
+	if item.left != nil {
+		close(item.left)
+		item.left = nil
+	}
 	item.mu.Unlock()
 	if settled != nil {
 		settled(err)
 	}
 }
 
-// Find returns a notification that is in hand, as it stands, and whether it can no longer be taken back.
-func (t *Table) Find(id notification.ID) (n *notification.Notification, busy, ok bool) {
-	s := t.stripe(id)
-	s.Lock()
-	item := s.held[id]
-	s.Unlock()
+// Held is what is known of a notification in hand before the ledger knows it.
+type Held struct {
+	Notification *notification.Notification
+	Attempts     []notification.Attempt // made here and not yet durable
+}
+
+// Find returns a notification that is in hand, as it stands.
+func (t *Table) Find(id notification.ID) (Held, bool) {
+	item := t.find(id)
 	if item == nil {
-		return nil, false, false
+		return Held{}, false
 	}
 	item.mu.Lock()
 	defer item.mu.Unlock()
-	return item.work.Notification, item.phase == sending || item.phase == sent, true
+	return Held{item.work.Notification, item.attempts}, true
+}
+
+func (t *Table) find(id notification.ID) *Item {
+	s := t.stripe(id)
+	s.Lock()
+	defer s.Unlock()
+	return s.held[id]
+}
+
+// Settle waits until a notification whose attempt has ended is durable and out of hand. False: it is in hand still,
+// because its turn has not come, it is being sent, or ctx has ended.
+func (t *Table) Settle(ctx context.Context, id notification.ID) bool {
+	item := t.find(id)
+	if item == nil {
+		return true
+	}
+	item.mu.Lock()
+	if item.settled == nil {
+		item.mu.Unlock()
+		return true
+	}
+	if item.phase != sent {
+		item.mu.Unlock()
+		return false
+	}
+	if item.left == nil {
+		item.left = make(chan struct{})
+	}
+	left := item.left
+	item.mu.Unlock()
+	select {
+	case <-left:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // HasRow reports whether the ledger has been shown a notification that is in hand.
 func (t *Table) HasRow(id notification.ID) bool {
-	s := t.stripe(id)
-	s.Lock()
-	item := s.held[id]
-	s.Unlock()
+	item := t.find(id)
 	if item == nil {
 		return false
 	}
@@ -113,10 +156,7 @@ func (t *Table) HasRow(id notification.ID) bool {
 
 // TakeBack removes a queued notification from its lane: nobody will send it. The caller settles it and then calls Leave.
 func (t *Table) TakeBack(id notification.ID) (*Item, bool) {
-	s := t.stripe(id)
-	s.Lock()
-	item := s.held[id]
-	s.Unlock()
+	item := t.find(id)
 	if item == nil {
 		return nil, false
 	}
@@ -215,11 +255,12 @@ func (i *Item) Move() (notification.Work, bool) {
 	return i.work, true
 }
 
-// Sent shows the notification as it stands after the attempt.
-func (i *Item) Sent(after *notification.Notification) {
+// Sent shows the notification as it stands after the attempt, or in its new place.
+func (i *Item) Sent(after *notification.Notification, attempts []notification.Attempt) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.phase = sent
+	i.attempts = attempts
 	if after != nil {
 		i.work.Notification = after
 	}

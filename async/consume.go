@@ -1,0 +1,276 @@
+package async
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/synadia-io/orbit.go/jetstreamext"
+	"go.uber.org/zap"
+
+	"notifyd/notification"
+	"notifyd/notification/envelope"
+)
+
+var errStopping = errors.New("the lane is stopping")
+
+// Run takes from the shards, from what has come due and from the own queues until ctx ends; then it finishes what is
+// in hand, for as long as drain allows, and returns.
+func (l *Lane) Run(ctx context.Context, drain time.Duration) error {
+	work, stopWorking := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWorking()
+	if err := l.resumeOwnQueues(work); err != nil {
+		return err
+	}
+	var taking []jetstream.ConsumeContext
+	for shard := range notification.Shards {
+		for _, source := range []struct{ stream, durable, subject string }{
+			{envelope.NotifyStream, "shard-" + strconv.Itoa(shard), envelope.NotifySubject(shard)},
+			{envelope.RetryStream(shard), "due-" + strconv.Itoa(shard), envelope.DueSubject(shard)},
+		} {
+			c, err := l.take(work, source.stream, source.durable, source.subject)
+			if err != nil {
+				return err
+			}
+			taking = append(taking, c)
+		}
+	}
+	l.running.Go(func() { l.watch(work) })
+	var holding sync.WaitGroup
+	finished := make(chan struct{})
+	holding.Go(func() { l.keepHold(finished) })
+
+	<-ctx.Done()
+	for _, c := range taking {
+		c.Stop()
+	}
+	close(l.stopping)
+	l.finish(work, stopWorking, drain)
+	close(finished)
+	holding.Wait()
+	return nil
+}
+
+// finish waits for what is in hand. Notifications whose turn has not come move to their own queues, where the next
+// start finds them; attempts still running when drain is over are cut off and recorded as such.
+func (l *Lane) finish(ctx context.Context, stopWorking context.CancelFunc, drain time.Duration) {
+	finished := make(chan struct{})
+	go func() {
+		l.running.Wait()
+		close(finished)
+	}()
+	patience, bound := time.NewTimer(min(drain/2, 2*time.Second)), time.NewTimer(drain)
+	defer patience.Stop()
+	defer bound.Stop()
+	for {
+		select {
+		case <-finished:
+			return
+		case <-patience.C:
+			l.mu.Lock()
+			for _, q := range l.queues {
+				if len(q.waiting) > 0 {
+					l.rest(ctx, q, notification.ReasonShutdown, time.Time{})
+				}
+			}
+			l.mu.Unlock()
+		case <-bound.C:
+			l.log.Warn("drain took too long; attempts in flight are cut off", zap.Duration("drain", drain))
+			stopWorking()
+			<-finished
+			return
+		}
+	}
+}
+
+// resumeOwnQueues finds the own queues that an earlier run left.
+func (l *Lane) resumeOwnQueues(ctx context.Context) error {
+	info, err := l.own.Info(ctx, jetstream.WithSubjectFilter("own.*"))
+	if err != nil {
+		return fmt.Errorf("list own queues: %w", err)
+	}
+	for subject := range info.State.Subjects {
+		first, err := jetstreamext.GetBatch(ctx, l.js, envelope.MerchantStream, 1, jetstreamext.GetBatchSubject(subject))
+		if err != nil {
+			return fmt.Errorf("read own queue: %w", err)
+		}
+		for msg, err := range first {
+			if err != nil {
+				return fmt.Errorf("read own queue: %w", err)
+			}
+			works, err := envelope.Decode(msg.Data)
+			if err != nil || len(works) == 0 {
+				l.log.Error("own queue begins with a message that cannot be decoded; it is removed, its row stays", zap.String("subject", subject), zap.Error(err))
+				l.deleteOwn(ctx, msg.Sequence)
+				continue
+			}
+			l.mu.Lock()
+			l.rest(ctx, l.queue(works[0]), notification.ReasonBacklog, time.Time{})
+			l.mu.Unlock()
+		}
+	}
+	return nil
+}
+
+func (l *Lane) take(ctx context.Context, stream, durable, subject string) (jetstream.ConsumeContext, error) {
+	consumer, err := l.js.CreateOrUpdateConsumer(ctx, stream, jetstream.ConsumerConfig{
+		Durable: durable, FilterSubject: subject, AckPolicy: jetstream.AckExplicitPolicy, AckWait: l.cfg.AckWait,
+		MaxAckPending: 4096, MaxDeliver: -1, Replicas: l.cfg.Replicas,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make consumer %s: %w", durable, err)
+	}
+	return consumer.Consume(func(msg jetstream.Msg) { l.open(ctx, msg) }, jetstream.PullMaxMessages(32))
+}
+
+// message is one JetStream message in hand: acknowledged when every member is settled.
+type message struct {
+	msg    jetstream.Msg
+	left   atomic.Int32
+	failed atomic.Bool
+	taken  time.Time
+}
+
+// open takes an envelope apart. An envelope that may have been in hand before is looked up first.
+func (l *Lane) open(ctx context.Context, msg jetstream.Msg) {
+	works, err := envelope.Decode(msg.Data())
+	meta, metaErr := msg.Metadata()
+	if err != nil || metaErr != nil {
+		l.log.Error("message cannot be decoded; it is set aside in the stream's advisory", zap.String("subject", msg.Subject()), zap.Error(errors.Join(err, metaErr)))
+		if err := msg.TermWithReason(string(notification.ReasonUndecodable)); err != nil {
+			l.log.Warn("message was not terminated", zap.Error(err))
+		}
+		return
+	}
+	m := &message{msg: msg, taken: time.Now()}
+	m.left.Store(int32(len(works))) //nolint:gosec // at most envelope.MaxWorks
+	l.holding.Lock()
+	l.held[m] = struct{}{}
+	l.holding.Unlock()
+
+	isDue := meta.Stream != envelope.NotifyStream
+	for i := range works {
+		w := &works[i]
+		w.HasRow = isDue || w.Route.Persist == notification.PersistLedger
+		w.Claim = isDue
+		w.Interrupted = isDue && w.Route.Lane == notification.LaneSync && w.Attempts == 0
+	}
+	known, err := l.lookUp(ctx, works, meta.NumDelivered > 1)
+	for _, w := range works {
+		settled := func(err error) { l.settle(ctx, m, err) }
+		if err != nil {
+			settled(err)
+			continue
+		}
+		if _, again := known[w.ID]; again || meta.NumDelivered > 1 {
+			l.takeUp(ctx, w, known[w.ID], meta.NumDelivered > 1, settled)
+			continue
+		}
+		l.Offer(ctx, w, settled)
+	}
+}
+
+// lookUp asks the ledger about members of which another copy may have been in hand, until it answers.
+func (l *Lane) lookUp(ctx context.Context, works []notification.Work, redelivered bool) (map[notification.ID]*notification.Notification, error) {
+	var ids []notification.ID
+	for _, w := range works {
+		if redelivered || w.SecondCopy {
+			ids = append(ids, w.ID)
+		}
+	}
+	for wait := 100 * time.Millisecond; len(ids) > 0; wait = min(2*wait, 2*time.Second) {
+		known, err := l.memory.FindMany(ctx, ids)
+		if err == nil {
+			return known, nil
+		}
+		l.log.Warn("ledger does not answer; a redelivered envelope waits", zap.Error(err))
+		timer := time.NewTimer(wait)
+		select {
+		case <-l.stopping:
+			timer.Stop()
+			return nil, errStopping
+		case <-timer.C:
+		}
+	}
+	return nil, nil
+}
+
+// takeUp continues with a work that may have been in hand before, from what the ledger knows of it.
+func (l *Lane) takeUp(ctx context.Context, w notification.Work, row *notification.Notification, redelivered bool, settled func(error)) {
+	switch {
+	case row == nil: // no trace: it may or may not have been sent
+		w.Interrupted = w.Interrupted || redelivered
+		l.Offer(ctx, w, settled)
+	case row.Generation > w.Generation, row.State.Final() && w.Trigger != notification.TriggerResend:
+		settled(nil)
+	case row.Attempts > w.Attempts && !row.Resting: // its attempt is on record; only its next one may not be scheduled
+		if row.State.Final() || row.NextAt.IsZero() {
+			settled(nil)
+			return
+		}
+		settled(l.delay.Delay(ctx, notification.Work{Notification: row, Trigger: notification.TriggerAuto}))
+	default:
+		w.Notification, w.HasRow, w.Claim = row, true, true
+		w.Interrupted = w.Interrupted || (redelivered && !row.Resting)
+		l.Offer(ctx, w, settled)
+	}
+}
+
+// settle counts a member as settled. After the last one the message is acknowledged for good (double ack: a plain one
+// can be forgotten by a crash), or given back when a member could not be settled.
+func (l *Lane) settle(ctx context.Context, m *message, err error) {
+	if err != nil {
+		m.failed.Store(true)
+	}
+	if m.left.Add(-1) > 0 {
+		return
+	}
+	l.running.Go(func() {
+		l.holding.Lock()
+		delete(l.held, m)
+		l.holding.Unlock()
+		if m.failed.Load() {
+			if err := m.msg.NakWithDelay(time.Second); err != nil {
+				l.log.Debug("message was not given back; it comes again by itself", zap.Error(err))
+			}
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cfg.PublishTimeout)
+		defer cancel()
+		if err := m.msg.DoubleAck(ctx); err != nil {
+			l.log.Warn("acknowledgement was not confirmed; the message may come again and is looked up then", zap.Error(err))
+		}
+	})
+}
+
+// keepHold tells NATS about messages that take longer, so that it does not hand them to another taker.
+func (l *Lane) keepHold(finished <-chan struct{}) {
+	tick := time.NewTicker(l.cfg.AckWait / 4)
+	defer tick.Stop()
+	for {
+		var now time.Time
+		select {
+		case now = <-tick.C:
+		case <-finished:
+			return
+		}
+		var long []*message
+		l.holding.Lock()
+		for m := range l.held {
+			if now.Sub(m.taken) > l.cfg.AckWait/4 {
+				long = append(long, m)
+			}
+		}
+		l.holding.Unlock()
+		for _, m := range long {
+			if err := m.msg.InProgress(); err != nil {
+				l.log.Debug("hold was not kept", zap.Error(err))
+			}
+		}
+	}
+}

@@ -1,0 +1,68 @@
+package async
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/synadia-io/orbit.go/jetstreamext"
+	"go.uber.org/zap"
+
+	"notifyd/notification"
+	"notifyd/notification/envelope"
+)
+
+// placesPage is how many stored messages one read returns.
+const placesPage = 512
+
+// Waiting calls found for every notification that rests in a stream, with the place's name: shard, delay, due or own_queue.
+func (l *Lane) Waiting(ctx context.Context, found func(id notification.ID, place string)) error {
+	streams := []string{envelope.NotifyStream, envelope.MerchantStream}
+	for i := range envelope.RetryStreams {
+		streams = append(streams, envelope.RetryStream(i))
+	}
+	for _, name := range streams {
+		if err := l.scan(ctx, name, found); err != nil {
+			return fmt.Errorf("read stream %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// scan reads a stream from its first message to its last without a consumer, so that nothing is taken from anybody.
+func (l *Lane) scan(ctx context.Context, stream string, found func(id notification.ID, place string)) error {
+	for seq := uint64(1); ; {
+		messages, err := jetstreamext.GetBatch(ctx, l.js, stream, placesPage, jetstreamext.GetBatchSeq(seq), jetstreamext.GetBatchSubject(">"))
+		if err != nil {
+			return err
+		}
+		read := 0
+		for msg, err := range messages {
+			if errors.Is(err, jetstreamext.ErrNoMessages) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			read++
+			seq = msg.Sequence + 1
+			l.report(msg, found)
+		}
+		if read == 0 {
+			return nil
+		}
+	}
+}
+
+func (l *Lane) report(msg *jetstream.RawStreamMsg, found func(id notification.ID, place string)) {
+	works, err := envelope.Decode(msg.Data)
+	if err != nil {
+		l.log.Error("stored message cannot be decoded", zap.String("subject", msg.Subject), zap.Uint64("sequence", msg.Sequence), zap.Error(err))
+		return
+	}
+	place := envelope.PlaceOf(msg.Subject)
+	for _, w := range works {
+		found(w.ID, place)
+	}
+}

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+
+	"notifyd/internal/demo"
+)
+
+// devCmd runs everything in one process, without any set-up.
+type devCmd struct {
+	Demo     bool          `help:"Submit a steady trickle to a dozen demo merchants." default:"true" negatable:""`
+	DemoRate float64       `help:"Demo notifications per second." default:"3"`
+	Config   string        `help:"YAML file." type:"existingfile" short:"c"`
+	Intake   string        `help:"Address of the intake RPC." name:"intake-listen" env:"NOTIFYD_INTAKE_LISTEN" placeholder:"127.0.0.1:8700"`
+	Admin    string        `help:"Address of health checks." name:"admin-listen" env:"NOTIFYD_ADMIN_LISTEN" placeholder:"127.0.0.1:8702"`
+	DataDir  string        `help:"Folder for NATS, Postgres and the master key." env:"NOTIFYD_DATA_DIR" placeholder:"${default_data_dir}"`
+	Quiet    bool          `help:"No line per attempt." short:"q"`
+	Log      string        `help:"Least level of log lines (debug, info, warn, error)." name:"log-level" enum:"debug,info,warn,error" default:"info"`
+	Drain    time.Duration `help:"How long a stop waits for what is in hand." placeholder:"25s"`
+	Sync     bool          `help:"Write every message to disk before it is acknowledged." name:"sync-always"`
+}
+
+func (c *devCmd) config() (config, error) {
+	cfg := defaultConfig()
+	if c.Config != "" {
+		if err := cfg.load(c.Config); err != nil {
+			return cfg, err
+		}
+	}
+	for _, set := range []struct {
+		to   *string
+		from string
+	}{{&cfg.Intake.Listen, c.Intake}, {&cfg.Admin.Listen, c.Admin}, {&cfg.DataDir, c.DataDir}} {
+		if set.from != "" {
+			*set.to = set.from
+		}
+	}
+	if c.Drain > 0 {
+		cfg.Drain = c.Drain
+	}
+	if c.Sync {
+		cfg.NATS.SyncAlways = true
+	}
+	// The demo's merchants live on this machine.
+	cfg.Egress.AllowedNetworks = append(cfg.Egress.AllowedNetworks, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
+	return cfg, cfg.Validate()
+}
+
+// Run runs until ctx ends, drains, and returns.
+func (c *devCmd) Run(ctx context.Context, s *streams) error {
+	cfg, err := c.config()
+	if err != nil {
+		return &exitError{code: exitUsage, err: err}
+	}
+	log, err := newLogger(c.Log, s)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	fmt.Fprintf(s.Out, "notifyd dev: starting in %s\n", cfg.DataDir)
+	e, err := startEngine(ctx, cfg, newTerminal(s, c.Quiet, log), log)
+	if err != nil {
+		return err
+	}
+	e.banner(s, cfg, time.Since(began))
+	if c.Demo {
+		show := demo.New(demo.Config{IntakeURL: "http://" + e.intake, Rate: c.DemoRate, Log: func(format string, args ...any) { log.Sugar().Infof(format, args...) }})
+		fmt.Fprintln(s.Out, "  demo      a payment service and these merchants, on loopback (--no-demo leaves them out):")
+		for _, m := range show.Merchants() {
+			fmt.Fprintf(s.Out, "              %s\n", m)
+		}
+		e.parts.run(ctx, "demo", show.Run)
+	}
+	fmt.Fprintln(s.Out)
+	select {
+	case <-ctx.Done():
+		fmt.Fprintln(s.Out, "notifyd dev: draining; what is in hand is finished first")
+	case err = <-e.parts.failed:
+		log.Error("a part failed; the engine stops", zap.Error(err))
+	}
+	if stopErr := e.parts.stop(); err == nil {
+		err = stopErr
+	}
+	if err == nil {
+		fmt.Fprintln(s.Out, "notifyd dev: stopped; nothing is lost")
+	}
+	return err
+}
+
+func (e *engine) banner(s *streams, cfg config, took time.Duration) {
+	bin := "notifyd"
+	if len(os.Args) > 0 {
+		bin = os.Args[0]
+	}
+	fmt.Fprintf(s.Out, `notifyd dev: ready after %s
+  intake    http://%s        gRPC, gRPC-Web and JSON
+  admin     http://%s/readyz
+  data      %s   NATS JetStream in this process, a private Postgres beside it
+  try       %s send --file examples/notifications.jsonl --server http://%s
+            %s prove --server http://%s
+            curl -s http://%s/notifyd.v1.NotificationService/ListNotifications -H 'Content-Type: application/json' -d '{"pageSize":3}'
+            psql '%s'
+`, took.Round(time.Millisecond), e.intake, e.admin, cfg.DataDir, bin, e.intake, bin, e.intake, e.intake, e.pgURL)
+}

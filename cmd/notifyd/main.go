@@ -1,0 +1,82 @@
+// Command notifyd tells merchants what happened to their money: an outbound merchant-callback delivery engine.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+type commands struct {
+	Dev     devCmd     `cmd:"" help:"Run everything in one process: engine, NATS, Postgres, demo merchants. No set-up."`
+	Send    sendCmd    `cmd:"" help:"Submit notifications from a file of JSON lines or from standard input."`
+	Listen  listenCmd  `cmd:"" help:"Play a merchant: receive, verify, answer, print."`
+	Prove   proveCmd   `cmd:"" help:"Check that everything accepted is delivered, final or visibly waiting."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+}
+
+type versionCmd struct{}
+
+// Run prints the version that the binary was built from.
+func (versionCmd) Run(s *streams) error {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return errors.New("this binary holds no build information")
+	}
+	fmt.Fprintf(s.Out, "notifyd %s %s\n", info.Main.Version, info.GoVersion)
+	return nil
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], &streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, ErrIsTerminal: isTerminal(os.Stderr)})
+	stop()
+	os.Exit(code)
+}
+
+// run is main without the process: arguments and streams in, exit code out.
+func run(ctx context.Context, args []string, s *streams) int {
+	exit := -1
+	parser, err := kong.New(&commands{}, kong.Name("notifyd"),
+		kong.Description("Tells merchants what happened to their money. `notifyd dev` shows it all in one process."),
+		kong.Writers(s.Out, s.Err), kong.Exit(func(code int) { exit = code }), kong.UsageOnError(),
+		kong.Vars{"default_data_dir": defaultDataDir()}, kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(s))
+	if err != nil {
+		fmt.Fprintln(s.Err, "notifyd:", err)
+		return exitUsage
+	}
+	parsed, err := parser.Parse(args)
+	if exit >= 0 { // --help
+		return exit
+	}
+	if err != nil {
+		fmt.Fprintln(s.Err, "notifyd:", err)
+		fmt.Fprintln(s.Err, "Run `notifyd --help` for the commands, `notifyd COMMAND --help` for one of them.")
+		return exitUsage
+	}
+	err = parsed.Run()
+	var coded *exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &coded):
+		if coded.err != nil {
+			fmt.Fprintln(s.Err, "notifyd:", coded.err)
+		}
+		return coded.code
+	default:
+		fmt.Fprintln(s.Err, "notifyd:", err)
+		return 1
+	}
+}
+
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// parts are the running parts of the engine. They stop in the reverse order of their start, each after the one that
+// uses it: first nothing more is taken, then what is in hand is finished, then what keeps it is closed.
+type parts struct {
+	started []*part
+	failed  chan error
+
+	stopping sync.Once
+	stopErr  error
+}
+
+type part struct {
+	name string
+	stop func() error
+}
+
+func newParts() *parts { return &parts{failed: make(chan error, 1)} }
+
+// opened notes something that only has to be closed.
+func (p *parts) opened(name string, closePart func() error) {
+	p.started = append(p.started, &part{name: name, stop: closePart})
+}
+
+// run starts a part that works until its context ends. If it ends before that, failed says so.
+func (p *parts) run(ctx context.Context, name string, work func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan error, 1)
+	go func() {
+		err := work(ctx)
+		if ctx.Err() == nil {
+			if err == nil {
+				err = errors.New("ended by itself")
+			}
+			select {
+			case p.failed <- fmt.Errorf("%s: %w", name, err):
+			default: // the first failure is the cause
+			}
+		}
+		done <- err
+	}()
+	p.opened(name, func() error {
+		cancel()
+		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
+			return err
+		}
+		return nil
+	})
+}
+
+// stop stops everything that was started.
+func (p *parts) stop() error {
+	p.stopping.Do(func() {
+		for i := len(p.started) - 1; i >= 0; i-- {
+			if err := p.started[i].stop(); err != nil {
+				p.stopErr = errors.Join(p.stopErr, fmt.Errorf("stop %s: %w", p.started[i].name, err))
+			}
+		}
+	})
+	return p.stopErr
+}

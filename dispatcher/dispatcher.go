@@ -1,0 +1,245 @@
+// Package dispatcher is the way of a notification: submitted, checked, routed, made durable, attempted, remembered.
+// It conducts the other packages, which do not know each other; submit.go is the way in, deliver.go the way out.
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"notifyd/ledger"
+	"notifyd/merchant"
+	"notifyd/notification"
+	"notifyd/notification/hand"
+	"notifyd/router"
+	synclane "notifyd/sync"
+)
+
+// Ledger is what the dispatcher asks of the memory.
+type Ledger interface {
+	Claimer
+	Reserver
+	Finder
+	Changer
+	// Record makes a snapshot and its new attempts durable; recorded is called once.
+	Record(ctx context.Context, r ledger.Record, recorded func(error))
+}
+
+// Reserver keeps which ids were accepted.
+type Reserver interface {
+	Reserve(ctx context.Context, rs []ledger.Reservation) ([]ledger.Reserved, error)
+	Reservations(ctx context.Context, from, to time.Time, after ledger.ProofCursor, limit int) ([]ledger.ProofRow, ledger.ProofCursor, error)
+}
+
+// Finder reads notifications.
+type Finder interface {
+	Find(ctx context.Context, id notification.ID) (*notification.Notification, []notification.Attempt, error)
+	FindMany(ctx context.Context, ids []notification.ID) (map[notification.ID]*notification.Notification, error)
+	List(ctx context.Context, f ledger.Filter, limit int, after ledger.Cursor) ([]*notification.Notification, ledger.Cursor, error)
+}
+
+// Changer makes older due items void.
+type Changer interface {
+	Cancel(ctx context.Context, id notification.ID, operator string, now time.Time) (*notification.Notification, error)
+	Resend(ctx context.Context, id notification.ID, operator string, now time.Time) (*notification.Notification, error)
+}
+
+// Merchants keeps merchants' settings.
+type Merchants interface {
+	PutMerchant(ctx context.Context, m *merchant.Merchant, ifVersion *int64) (*merchant.Merchant, error)
+	ListMerchants(ctx context.Context, after string, limit int) ([]*merchant.Merchant, error)
+	MerchantsSince(ctx context.Context, version int64) ([]*merchant.Merchant, error)
+}
+
+// Sender makes one request to a merchant. Whatever happens stands in the attempt.
+type Sender interface {
+	Send(ctx context.Context, w notification.Work, m *merchant.Merchant) notification.Attempt
+}
+
+// URLs decides about notify URLs.
+type URLs interface {
+	// CheckURL refuses a notify URL that the policy, or the guard against private addresses, does not allow.
+	CheckURL(raw string, policy merchant.URLPolicy, defaultURL string) error
+}
+
+// Delay keeps what is due later.
+type Delay interface {
+	Within(at, now time.Time) bool
+	DelayThen(w notification.Work, delayed func(error))
+	Now(ctx context.Context, w notification.Work) error
+	Cancel(ctx context.Context, w notification.Work) error
+}
+
+// AsyncLane takes what nobody waits for.
+type AsyncLane interface {
+	Accept(w notification.Work, accepted func(error))
+	Wake(merchantID string)
+}
+
+// SyncLane asks while the caller waits.
+type SyncLane interface {
+	Enter(isolationKey string) (*synclane.Place, error)
+	Ask(ctx context.Context, place *synclane.Place, w notification.Work, durableUntil time.Time) (synclane.Answer, error)
+}
+
+// Places knows what waits in NATS, for the proof.
+type Places interface {
+	// Waiting calls found for every notification that rests in a stream, with the place's name.
+	Waiting(ctx context.Context, found func(id notification.ID, place string)) error
+}
+
+// Observer is told about every attempt.
+type Observer interface {
+	Attempted(after *notification.Notification, a *notification.Attempt)
+}
+
+// Config of the dispatcher.
+type Config struct {
+	Gate GateConfig `yaml:"gate"`
+	// AttemptBound is the longest that one attempt may take, timeout and grace included: when to look for one that
+	// has left no outcome.
+	AttemptBound time.Duration `yaml:"attempt_bound"`
+	// SeenAfter is how long a notification may be in hand before the ledger shows it.
+	SeenAfter time.Duration `yaml:"seen_after"`
+}
+
+// DefaultConfig is used where the operator sets nothing.
+func DefaultConfig() Config {
+	return Config{Gate: DefaultGateConfig(), AttemptBound: 30 * time.Second, SeenAfter: 700 * time.Millisecond}
+}
+
+// Validate names the first key that has a value nobody can work with.
+func (c Config) Validate() error {
+	switch {
+	case c.AttemptBound < time.Second:
+		return fmt.Errorf("dispatcher.attempt_bound: %s: must be at least 1s", c.AttemptBound)
+	case c.SeenAfter < 10*time.Millisecond:
+		return fmt.Errorf("dispatcher.seen_after: %s: must be at least 10ms", c.SeenAfter)
+	}
+	return c.Gate.Validate()
+}
+
+// Parts are what the dispatcher conducts.
+type Parts struct {
+	Ledger    Ledger
+	Store     Merchants
+	Merchants *merchant.Registry
+	Router    *router.Router
+	Sender    Sender
+	URLs      URLs
+	Delay     Delay
+	Hand      *hand.Table
+	Places    Places
+	Observer  Observer
+	Log       *zap.Logger
+	Now       func() time.Time // UTC, microseconds
+}
+
+// Dispatcher is one node's.
+type Dispatcher struct {
+	cfg       Config
+	ledger    Ledger
+	store     Merchants
+	merchants *merchant.Registry
+	router    *router.Router
+	sender    Sender
+	urls      URLs
+	delay     Delay
+	hand      *hand.Table
+	places    Places
+	observer  Observer
+	log       *zap.Logger
+	now       func() time.Time
+	gate      *Gate
+
+	// The lanes ask the dispatcher for attempts, so they are made after it; see Connect.
+	async AsyncLane
+	sync  SyncLane
+}
+
+// New returns a dispatcher without lanes.
+func New(cfg Config, p Parts) (*Dispatcher, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	gate, err := NewGate(cfg.Gate, p.Ledger)
+	if err != nil {
+		return nil, err
+	}
+	return &Dispatcher{
+		cfg: cfg, ledger: p.Ledger, store: p.Store, merchants: p.Merchants, router: p.Router, sender: p.Sender, urls: p.URLs,
+		delay: p.Delay, hand: p.Hand, places: p.Places, observer: p.Observer, log: p.Log, now: p.Now, gate: gate,
+	}, nil
+}
+
+// Connect gives the dispatcher its lanes, before anything is submitted.
+func (d *Dispatcher) Connect(async AsyncLane, sync SyncLane) { d.async, d.sync = async, sync }
+
+// FindMany returns what the ledger knows of ids.
+func (d *Dispatcher) FindMany(ctx context.Context, ids []notification.ID) (map[notification.ID]*notification.Notification, error) {
+	return d.ledger.FindMany(ctx, ids)
+}
+
+// Remember makes a snapshot without an attempt durable.
+func (d *Dispatcher) Remember(ctx context.Context, n *notification.Notification, isNew bool, remembered func(error)) {
+	d.ledger.Record(ctx, ledger.Record{Notification: n, New: isNew}, func(err error) {
+		var refused *ledger.QuarantinedError
+		if errors.As(err, &refused) {
+			d.log.Error("ledger refuses a record; it is in quarantine", zap.Stringer("id", n.ID), zap.Error(err))
+			err = nil
+		}
+		remembered(err)
+	})
+}
+
+// Run keeps the merchants' snapshot fresh and shows the ledger what stays in hand, until ctx ends.
+func (d *Dispatcher) Run(ctx context.Context) error {
+	show, learn := time.NewTicker(d.cfg.SeenAfter/3), time.NewTicker(time.Second)
+	defer show.Stop()
+	defer learn.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-show.C:
+			d.show(ctx)
+		case <-learn.C:
+			if err := d.LearnMerchants(ctx); err != nil && ctx.Err() == nil {
+				d.log.Warn("merchants' settings cannot be read; the last snapshot serves", zap.Error(err))
+			}
+		}
+	}
+}
+
+// A row of something in hand says that it is due backstop later, and that is put off every refresh while it stays in
+// hand: if this process and its queues are lost, the sweep finds it.
+const (
+	backstop = 3 * time.Minute
+	refresh  = time.Minute
+)
+
+// show writes a row for whatever has been in hand for a while, so that GetNotification and ops see it (P2).
+func (d *Dispatcher) show(ctx context.Context) {
+	now := d.now()
+	for _, w := range d.hand.Unseen(now.Add(-d.cfg.SeenAfter), now.Add(-refresh), now) {
+		n := *w.Notification
+		if n.State.Final() {
+			continue
+		}
+		n.UpdatedAt, n.NextAt = now, now.Add(backstop)
+		d.ledger.Record(ctx, ledger.Record{Notification: &n, New: !w.HasRow}, func(error) {}) // a failure shows in the ledger's own log; the outcome is recorded anyway
+	}
+}
+
+// LearnMerchants takes over what has changed since the snapshot.
+func (d *Dispatcher) LearnMerchants(ctx context.Context) error {
+	changed, err := d.store.MerchantsSince(ctx, d.merchants.Version())
+	if err != nil {
+		return err
+	}
+	d.merchants.Learn(changed...)
+	return nil
+}

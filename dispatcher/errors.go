@@ -1,0 +1,103 @@
+package dispatcher
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"notifyd/async"
+	"notifyd/ledger"
+	"notifyd/notification"
+	notifydv1 "notifyd/proto/notifyd/v1"
+)
+
+// retryAfter is what a caller is asked to wait when the engine cannot take more, or cannot take it now.
+const retryAfter = time.Second
+
+func invalid(field, description string) *connect.Error {
+	return invalidAll([]*errdetails.BadRequest_FieldViolation{{Field: field, Description: description}})
+}
+
+// invalidAll names every field that is wrong; the message repeats the first.
+func invalidAll(violations []*errdetails.BadRequest_FieldViolation) *connect.Error {
+	text := fmt.Sprintf("%s: %s", violations[0].Field, violations[0].Description)
+	if len(violations) > 1 {
+		text = fmt.Sprintf("%s (and %d more)", text, len(violations)-1)
+	}
+	return withDetail(connect.NewError(connect.CodeInvalidArgument, errors.New(text)), &errdetails.BadRequest{FieldViolations: violations})
+}
+
+func notFound(what, name string) *connect.Error {
+	return connect.NewError(connect.CodeNotFound, fmt.Errorf("%s %q: not found", what, name))
+}
+
+func alreadyExists(id notification.ID) *connect.Error {
+	return connect.NewError(connect.CodeAlreadyExists, fmt.Errorf("%s: was submitted before with other content; nothing is changed", id))
+}
+
+func unavailable(doing string, err error) *connect.Error {
+	return withDetail(connect.NewError(connect.CodeUnavailable, fmt.Errorf("%s: %w", doing, err)), retryInfo())
+}
+
+// unaccepted says that a notification is not known to be durable: submitting it again is safe and right.
+func unaccepted(err error) *connect.Error {
+	if errors.Is(err, async.ErrFull) {
+		return withDetail(connect.NewError(connect.CodeResourceExhausted, err), retryInfo())
+	}
+	var refused *ledger.QuarantinedError
+	if errors.As(err, &refused) {
+		return connect.NewError(connect.CodeInvalidArgument, err)
+	}
+	return unavailable("make durable", err)
+}
+
+func retryInfo() *errdetails.RetryInfo {
+	return &errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter)}
+}
+
+func withDetail(err *connect.Error, detail proto.Message) *connect.Error {
+	if d, derr := connect.NewErrorDetail(detail); derr == nil {
+		err.AddDetail(d)
+	}
+	return err
+}
+
+// itemError is what one item of a list would have failed with on its own.
+func itemError(err error) *notifydv1.ItemError {
+	var ce *connect.Error
+	if !errors.As(err, &ce) {
+		ce = connect.NewError(connect.CodeUnknown, err)
+	}
+	out := &notifydv1.ItemError{Code: ce.Code().String(), Message: ce.Message()}
+	for _, d := range ce.Details() {
+		value, err := d.Value()
+		if err != nil {
+			continue
+		}
+		switch v := value.(type) {
+		case *errdetails.BadRequest:
+			for _, f := range v.FieldViolations {
+				out.Violations = append(out.Violations, &notifydv1.Violation{Field: f.Field, Description: f.Description})
+			}
+		case *errdetails.RetryInfo:
+			out.RetryAfter = v.RetryDelay
+		}
+	}
+	return out
+}
+
+// changeError says why a cancel or a resend was refused.
+func changeError(id string, err error) *connect.Error {
+	switch {
+	case errors.Is(err, ledger.ErrNotFound):
+		return notFound("notification", id)
+	case errors.Is(err, ledger.ErrFinal), errors.Is(err, ledger.ErrInFlight), errors.Is(err, ledger.ErrReservedOnly):
+		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("%s: %w", id, err))
+	}
+	return unavailable("ask the ledger", err)
+}

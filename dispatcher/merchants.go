@@ -1,0 +1,377 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"notifyd/ledger"
+	"notifyd/merchant"
+	"notifyd/notification"
+	notifydv1 "notifyd/proto/notifyd/v1"
+	"notifyd/proto/notifyd/v1/notifydv1connect"
+	"notifyd/retry"
+)
+
+// MerchantService answers for merchants' settings.
+type MerchantService struct {
+	notifydv1connect.UnimplementedMerchantServiceHandler // TestMerchant
+
+	*Dispatcher
+	secrets Secrets
+}
+
+// Secrets makes and checks signing secrets.
+type Secrets interface {
+	Generate() string
+	Check(secret string) error
+}
+
+// NewMerchantService returns the service of a dispatcher.
+func NewMerchantService(d *Dispatcher, secrets Secrets) *MerchantService {
+	return &MerchantService{Dispatcher: d, secrets: secrets}
+}
+
+// PutMerchant creates or replaces.
+func (s *MerchantService) PutMerchant(ctx context.Context, req *connect.Request[notifydv1.PutMerchantRequest]) (*connect.Response[notifydv1.PutMerchantResponse], error) {
+	if err := checkRequest(req.Msg); err != nil {
+		return nil, err
+	}
+	p := req.Msg.Merchant
+	if err := s.check(p); err != nil {
+		return nil, err
+	}
+	ifVersion, err := versionOf(req.Msg.Etag)
+	if err != nil {
+		return nil, err
+	}
+	m := merchantFromProto(p)
+	generated := ""
+	known, err := s.current(ctx, m.ID)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case m.Secrets.SigningSecret != "":
+	case known != nil && known.Secrets.SigningSecret != "":
+		m.Secrets = known.Secrets
+	default:
+		generated = s.secrets.Generate()
+		m.Secrets.SigningSecret = generated
+	}
+	if known != nil {
+		m.Paused, m.PauseReason = known.Paused, known.PauseReason
+	}
+	stored, err := s.put(ctx, m, ifVersion)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&notifydv1.PutMerchantResponse{Merchant: merchantToProto(stored), GeneratedSecret: generated}), nil
+}
+
+func (s *MerchantService) put(ctx context.Context, m *merchant.Merchant, ifVersion *int64) (*merchant.Merchant, error) {
+	stored, err := s.store.PutMerchant(ctx, m, ifVersion)
+	if errors.Is(err, ledger.ErrConflict) {
+		return nil, connect.NewError(connect.CodeAborted, fmt.Errorf("merchant %q: %w; read it again", m.ID, err))
+	}
+	if err != nil {
+		return nil, unavailable("store merchant", err)
+	}
+	s.merchants.Learn(stored)
+	s.async.Wake(m.ID)
+	return stored, nil
+}
+
+// current is a merchant as the ledger has it now; nil: there is none. The snapshot may lag behind another node.
+func (s *MerchantService) current(ctx context.Context, id string) (*merchant.Merchant, error) {
+	if err := s.LearnMerchants(ctx); err != nil {
+		return nil, unavailable("read merchants", err)
+	}
+	return s.merchants.Get(id), nil
+}
+
+// GetMerchant returns one, without its secrets.
+func (s *MerchantService) GetMerchant(ctx context.Context, req *connect.Request[notifydv1.GetMerchantRequest]) (*connect.Response[notifydv1.GetMerchantResponse], error) {
+	if err := checkRequest(req.Msg); err != nil {
+		return nil, err
+	}
+	m, err := s.current(ctx, req.Msg.Id)
+	if err != nil {
+		return nil, err
+	}
+	if m == nil {
+		return nil, notFound("merchant", req.Msg.Id)
+	}
+	return connect.NewResponse(&notifydv1.GetMerchantResponse{Merchant: merchantToProto(m)}), nil
+}
+
+// ListMerchants lists by id.
+func (s *MerchantService) ListMerchants(ctx context.Context, req *connect.Request[notifydv1.ListMerchantsRequest]) (*connect.Response[notifydv1.ListMerchantsResponse], error) {
+	if err := checkRequest(req.Msg); err != nil {
+		return nil, err
+	}
+	size := int(req.Msg.PageSize)
+	if size == 0 {
+		size = 100
+	}
+	found, err := s.store.ListMerchants(ctx, req.Msg.PageToken, size+1)
+	if err != nil {
+		return nil, unavailable("read merchants", err)
+	}
+	out := &notifydv1.ListMerchantsResponse{}
+	if len(found) > size {
+		found = found[:size]
+		out.NextPageToken = found[size-1].ID
+	}
+	for _, m := range found {
+		out.Merchants = append(out.Merchants, merchantToProto(m))
+	}
+	return connect.NewResponse(out), nil
+}
+
+// PauseMerchant holds what is accepted for the merchant; attempts in flight end as they do.
+func (s *MerchantService) PauseMerchant(ctx context.Context, req *connect.Request[notifydv1.PauseMerchantRequest]) (*connect.Response[notifydv1.PauseMerchantResponse], error) {
+	if err := checkRequest(req.Msg); err != nil {
+		return nil, err
+	}
+	m, err := s.setPaused(ctx, req.Msg.Id, true, req.Msg.Reason)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&notifydv1.PauseMerchantResponse{Merchant: merchantToProto(m)}), nil
+}
+
+// ResumeMerchant releases what was held.
+func (s *MerchantService) ResumeMerchant(ctx context.Context, req *connect.Request[notifydv1.ResumeMerchantRequest]) (*connect.Response[notifydv1.ResumeMerchantResponse], error) {
+	if err := checkRequest(req.Msg); err != nil {
+		return nil, err
+	}
+	m, err := s.setPaused(ctx, req.Msg.Id, false, "")
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&notifydv1.ResumeMerchantResponse{Merchant: merchantToProto(m)}), nil
+}
+
+func (s *MerchantService) setPaused(ctx context.Context, id string, paused bool, reason string) (*merchant.Merchant, error) {
+	known, err := s.current(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if known == nil {
+		return nil, notFound("merchant", id)
+	}
+	m := *known
+	m.Paused, m.PauseReason = paused, reason
+	return s.put(ctx, &m, &known.Version)
+}
+
+// check refuses what the engine cannot do, rather than swallowing it.
+func (s *MerchantService) check(p *notifydv1.Merchant) error {
+	var vs []*errdetails.BadRequest_FieldViolation
+	refuse := func(field, description string) {
+		vs = append(vs, &errdetails.BadRequest_FieldViolation{Field: "merchant." + field, Description: description})
+	}
+	const later = "has no effect in this version and is refused rather than ignored; leave it empty"
+	c := p.Contract
+	for field, given := range map[string]bool{
+		"tls": p.Tls != nil, "contract.encoding": c.GetEncoding() != nil, "contract.encryption": c.GetEncryption() != nil,
+		"version": p.Version != 0, "etag": p.Etag != "", "paused": p.Paused, "pause_reason": p.PauseReason != "", "updated_at": p.UpdatedAt != nil,
+	} {
+		switch {
+		case !given:
+		case field == "etag":
+			refuse(field, "is output only; give it as the request's etag")
+		case field == "paused" || field == "pause_reason":
+			refuse(field, "is output only; use PauseMerchant and ResumeMerchant")
+		case field == "version" || field == "updated_at":
+			refuse(field, "is output only; leave it empty")
+		default:
+			refuse(field, later)
+		}
+	}
+	if p.Egress != "" && p.Egress != "direct" {
+		refuse("egress", fmt.Sprintf("%q: this version knows direct only", p.Egress))
+	}
+	if profile := c.GetProfile(); profile != "" && profile != "standard" {
+		refuse("contract.profile", fmt.Sprintf("%q: this version knows standard only", profile))
+	}
+	if algorithm := c.GetSigner().GetAlgorithm(); algorithm != "" && algorithm != "hmac-sha256" {
+		refuse("contract.signer.algorithm", fmt.Sprintf("%q: the standard profile signs with hmac-sha256", algorithm))
+	}
+	if secret := c.GetSigner().GetSecret(); secret != "" {
+		if err := s.secrets.Check(secret); err != nil {
+			refuse("contract.signer.secret", err.Error())
+		}
+	}
+	s.checkSettings("", p.NotifyUrl, p.UrlPolicy, p.Schedule, refuse)
+	for scene, over := range p.Scenes {
+		s.checkSettings("scenes["+strconv.Quote(scene)+"].", over.GetNotifyUrl(), p.UrlPolicy, over.GetSchedule(), refuse)
+		if over == nil {
+			refuse("scenes["+strconv.Quote(scene)+"]", "is empty")
+		}
+	}
+	if len(vs) > 0 {
+		return invalidAll(vs)
+	}
+	return nil
+}
+
+func (s *MerchantService) checkSettings(prefix, url string, policy *notifydv1.UrlPolicy, schedule *notifydv1.Schedule, refuse func(field, description string)) {
+	if url != "" {
+		if err := s.urls.CheckURL(url, policyFromProto(policy), url); err != nil {
+			refuse(prefix+"notify_url", err.Error())
+		}
+	}
+	if schedule != nil {
+		if err := retry.Validate(scheduleFromProto(schedule)); err != nil {
+			refuse(prefix+"schedule", err.Error())
+		}
+	}
+}
+
+// versionOf reads an etag; nil: none was given.
+func versionOf(etag string) (*int64, error) {
+	if etag == "" {
+		return nil, nil
+	}
+	v, err := strconv.ParseInt(etag, 10, 64)
+	if err != nil || v < 0 {
+		return nil, invalid("etag", fmt.Sprintf("%q: is not one of ours", etag))
+	}
+	return &v, nil
+}
+
+func merchantFromProto(p *notifydv1.Merchant) *merchant.Merchant {
+	m := &merchant.Merchant{
+		ID: p.Id, Name: p.Name, NotifyURL: p.NotifyUrl, URLPolicy: policyFromProto(p.UrlPolicy), Egress: p.Egress,
+		Contract: merchant.Contract{
+			Profile: "standard", KeyID: p.Contract.GetSigner().GetKeyId(), Acknowledgement: ackFromProto(p.Contract.GetAcknowledgement()),
+		},
+		Limits: merchant.Limits{
+			RatePerSecond: p.Limits.GetRatePerSecond(), Burst: int(p.Limits.GetBurst()), MaxInFlight: int(p.Limits.GetMaxInFlight()),
+		},
+		Timeouts: timeoutsFromProto(p.Timeouts), Schedule: scheduleFromProto(p.Schedule), Isolation: isolationWords[p.Isolation],
+		Persist: notification.Persist(p.Persist), //nolint:gosec // the numbers are the same, and validated
+		Secrets: merchant.Secrets{SigningSecret: p.Contract.GetSigner().GetSecret()},
+	}
+	if len(p.Scenes) > 0 {
+		m.Scenes = map[string]merchant.SceneSettings{}
+	}
+	for scene, over := range p.Scenes {
+		m.Scenes[scene] = merchant.SceneSettings{
+			NotifyURL: over.NotifyUrl, Timeouts: timeoutsFromProto(over.Timeouts), Schedule: scheduleFromProto(over.Schedule),
+			Persist: notification.Persist(over.Persist), Acknowledgement: ackFromProto(over.Acknowledgement), //nolint:gosec // as above
+		}
+	}
+	return m
+}
+
+func merchantToProto(m *merchant.Merchant) *notifydv1.Merchant {
+	p := &notifydv1.Merchant{
+		Id: m.ID, Name: m.Name, NotifyUrl: m.NotifyURL, Egress: m.Egress, Persist: notifydv1.Persist(m.Persist),
+		Contract: &notifydv1.Contract{Profile: m.Contract.Profile, Signer: &notifydv1.Signer{Algorithm: "hmac-sha256", KeyId: m.Contract.KeyID}, Acknowledgement: ackToProto(m.Contract.Acknowledgement)},
+		Timeouts: timeoutsToProto(m.Timeouts), Schedule: scheduleToProto(m.Schedule),
+		Version: m.Version, Etag: strconv.FormatInt(m.Version, 10), Paused: m.Paused, PauseReason: m.PauseReason, UpdatedAt: toTimestamp(m.UpdatedAt),
+	}
+	if u := m.URLPolicy; len(u.Hosts) > 0 || len(u.Ports) > 0 || u.HTTPSOnly {
+		p.UrlPolicy = &notifydv1.UrlPolicy{Hosts: u.Hosts, Ports: u.Ports, HttpsOnly: u.HTTPSOnly}
+	}
+	if l := m.Limits; l != (merchant.Limits{}) {
+		p.Limits = &notifydv1.Limits{RatePerSecond: l.RatePerSecond, Burst: int32(l.Burst), MaxInFlight: int32(l.MaxInFlight)} //nolint:gosec // validated on the way in
+	}
+	for value, word := range isolationWords {
+		if word == m.Isolation && word != "" {
+			p.Isolation = value
+		}
+	}
+	if len(m.Scenes) > 0 {
+		p.Scenes = map[string]*notifydv1.SceneSettings{}
+	}
+	for scene, over := range m.Scenes {
+		p.Scenes[scene] = &notifydv1.SceneSettings{
+			NotifyUrl: over.NotifyURL, Timeouts: timeoutsToProto(over.Timeouts), Schedule: scheduleToProto(over.Schedule),
+			Persist: notifydv1.Persist(over.Persist), Acknowledgement: ackToProto(over.Acknowledgement),
+		}
+	}
+	return p
+}
+
+var isolationWords = map[notifydv1.Isolation]merchant.Isolation{
+	notifydv1.Isolation_ISOLATION_MERCHANT:       merchant.IsolationMerchant,
+	notifydv1.Isolation_ISOLATION_MERCHANT_SCENE: merchant.IsolationMerchantScene,
+	notifydv1.Isolation_ISOLATION_MERCHANT_URL:   merchant.IsolationMerchantURL,
+}
+
+func policyFromProto(p *notifydv1.UrlPolicy) merchant.URLPolicy {
+	return merchant.URLPolicy{Hosts: p.GetHosts(), Ports: p.GetPorts(), HTTPSOnly: p.GetHttpsOnly()}
+}
+
+func ackFromProto(p *notifydv1.Acknowledgement) merchant.Acknowledgement {
+	return merchant.Acknowledgement{Statuses: p.GetStatuses(), BodyExact: p.GetBodyExact()}
+}
+
+func ackToProto(a merchant.Acknowledgement) *notifydv1.Acknowledgement {
+	if len(a.Statuses) == 0 && a.BodyExact == "" {
+		return nil
+	}
+	return &notifydv1.Acknowledgement{Statuses: a.Statuses, BodyExact: a.BodyExact}
+}
+
+func timeoutsFromProto(p *notifydv1.Timeouts) merchant.Timeouts {
+	if p == nil {
+		return merchant.Timeouts{}
+	}
+	return merchant.Timeouts{
+		Connect: p.Connect.AsDuration(), TLS: p.Tls.AsDuration(), FirstByte: p.FirstByte.AsDuration(), Total: p.Total.AsDuration(),
+		Grace: p.Grace.AsDuration(), NoGrace: p.Grace != nil && p.Grace.AsDuration() == 0,
+	}
+}
+
+func timeoutsToProto(t merchant.Timeouts) *notifydv1.Timeouts {
+	if t == (merchant.Timeouts{}) {
+		return nil
+	}
+	given := func(v time.Duration) *durationpb.Duration {
+		if v == 0 {
+			return nil
+		}
+		return durationpb.New(v)
+	}
+	p := &notifydv1.Timeouts{Connect: given(t.Connect), Tls: given(t.TLS), FirstByte: given(t.FirstByte), Total: given(t.Total), Grace: given(t.Grace)}
+	if t.NoGrace {
+		p.Grace = durationpb.New(0)
+	}
+	return p
+}
+
+func scheduleFromProto(p *notifydv1.Schedule) merchant.Schedule {
+	if p == nil {
+		return merchant.Schedule{}
+	}
+	s := merchant.Schedule{Name: p.Name, Jitter: p.Jitter, Window: p.Window.AsDuration(), LeastAttempts: int(p.LeastAttempts)}
+	for _, gap := range p.Gaps {
+		s.Gaps = append(s.Gaps, gap.AsDuration())
+	}
+	return s
+}
+
+func scheduleToProto(s merchant.Schedule) *notifydv1.Schedule {
+	if s.Name == "" && len(s.Gaps) == 0 && s.Jitter == nil && s.Window == 0 && s.LeastAttempts == 0 {
+		return nil
+	}
+	p := &notifydv1.Schedule{Name: s.Name, Jitter: s.Jitter, LeastAttempts: int32(s.LeastAttempts)} //nolint:gosec // validated on the way in
+	if s.Window > 0 {
+		p.Window = durationpb.New(s.Window)
+	}
+	for _, gap := range s.Gaps {
+		p.Gaps = append(p.Gaps, durationpb.New(gap))
+	}
+	return p
+}

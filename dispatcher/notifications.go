@@ -1,0 +1,288 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"connectrpc.com/connect"
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"notifyd/ledger"
+	"notifyd/notification"
+	notifydv1 "notifyd/proto/notifyd/v1"
+	"notifyd/retry"
+)
+
+// Submit takes one notification.
+func (d *Dispatcher) Submit(ctx context.Context, req *connect.Request[notifydv1.SubmitRequest]) (*connect.Response[notifydv1.SubmitResponse], error) {
+	s := newSubmission(req.Msg.Notification, true)
+	d.submit(ctx, []*submission{s})
+	if s.err != nil {
+		return nil, s.err
+	}
+	return connect.NewResponse(s.response()), nil
+}
+
+// SubmitBatch takes many; each has its own answer.
+func (d *Dispatcher) SubmitBatch(ctx context.Context, req *connect.Request[notifydv1.SubmitBatchRequest]) (*connect.Response[notifydv1.SubmitBatchResponse], error) {
+	if err := checkRequest(req.Msg); err != nil {
+		return nil, err
+	}
+	subs := make([]*submission, len(req.Msg.Notifications))
+	for i, p := range req.Msg.Notifications {
+		subs[i] = newSubmission(p, req.Msg.AllowSync)
+	}
+	d.submit(ctx, subs)
+	out := &notifydv1.SubmitBatchResponse{Results: make([]*notifydv1.SubmitResult, len(subs))}
+	for i, s := range subs {
+		if s.err != nil {
+			out.Results[i] = &notifydv1.SubmitResult{Result: &notifydv1.SubmitResult_Error{Error: itemError(s.err)}}
+		} else {
+			out.Results[i] = &notifydv1.SubmitResult{Result: &notifydv1.SubmitResult_Response{Response: s.response()}}
+		}
+	}
+	return connect.NewResponse(out), nil
+}
+
+func newSubmission(p *notifydv1.Notification, allowSync bool) *submission {
+	if err := checkNotification(p); err != nil {
+		return &submission{err: err}
+	}
+	return &submission{n: fromProto(p), allowSync: allowSync}
+}
+
+func (s *submission) response() *notifydv1.SubmitResponse {
+	n := s.standing
+	out := &notifydv1.SubmitResponse{
+		Id: n.ID.String(), Lane: laneToProto(n.Route.Lane), State: stateToProto(n.State), StateReason: string(n.Reason),
+		Duplicate: s.duplicate, Rule: n.Route.Rule,
+	}
+	if s.attempt != nil {
+		out.Attempt = attemptToProto(s.attempt)
+	}
+	return out
+}
+
+// GetNotification finds by id, or by source with request_id.
+func (d *Dispatcher) GetNotification(ctx context.Context, req *connect.Request[notifydv1.GetNotificationRequest]) (*connect.Response[notifydv1.GetNotificationResponse], error) {
+	if err := checkRequest(req.Msg); err != nil {
+		return nil, err
+	}
+	var id notification.ID
+	switch {
+	case req.Msg.Id != "" && (req.Msg.Source != "" || req.Msg.RequestId != ""):
+		return nil, invalid("id", "is given together with source or request_id: give one way to find it")
+	case req.Msg.Id != "":
+		var err error
+		if id, err = notification.ParseID(req.Msg.Id); err != nil {
+			return nil, invalid("id", fmt.Sprintf("%q: %s", req.Msg.Id, err))
+		}
+	case req.Msg.Source != "" && req.Msg.RequestId != "":
+		id = (&notification.Notification{Source: req.Msg.Source, RequestID: req.Msg.RequestId}).DeriveID()
+	default:
+		return nil, invalid("id", "is empty: give id, or source with request_id")
+	}
+	n, attempts, err := d.find(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	out := &notifydv1.GetNotificationResponse{Notification: toProto(n)}
+	for i := range attempts {
+		out.Attempts = append(out.Attempts, attemptToProto(&attempts[i]))
+	}
+	return connect.NewResponse(out), nil
+}
+
+// find asks the ledger, and this process, which may be ahead of it.
+func (d *Dispatcher) find(ctx context.Context, id notification.ID) (*notification.Notification, []notification.Attempt, error) {
+	held, inHand := d.hand.Find(id) // before the ledger: what leaves the hand is in the ledger by then
+	n, attempts, err := d.ledger.Find(ctx, id)
+	noRow := errors.Is(err, ledger.ErrReservedOnly) || errors.Is(err, ledger.ErrNotFound)
+	switch {
+	case err != nil && !noRow:
+		return nil, nil, unavailable("ask the ledger", err)
+	case inHand && (noRow || n.UpdatedAt.Before(held.Notification.UpdatedAt)):
+		recorded := len(attempts)
+		for _, a := range held.Attempts {
+			if !slices.ContainsFunc(attempts[:recorded], func(b notification.Attempt) bool { return a.Key == b.Key }) {
+				attempts = append(attempts, a)
+			}
+		}
+		return held.Notification, attempts, nil
+	case errors.Is(err, ledger.ErrNotFound):
+		return nil, nil, notFound("notification", id.String())
+	}
+	return n, attempts, nil
+}
+
+// Page sizes of ListNotifications.
+const (
+	defaultPage = 50
+	maxPage     = 200
+)
+
+// ListNotifications lists newest first.
+func (d *Dispatcher) ListNotifications(ctx context.Context, req *connect.Request[notifydv1.ListNotificationsRequest]) (*connect.Response[notifydv1.ListNotificationsResponse], error) {
+	if err := checkRequest(req.Msg); err != nil {
+		return nil, err
+	}
+	after, err := ledger.ParseCursor(req.Msg.PageToken)
+	if err != nil {
+		return nil, invalid("page_token", fmt.Sprintf("%q: %s", req.Msg.PageToken, err))
+	}
+	f, err := filterFromProto(req.Msg.Filter)
+	if err != nil {
+		return nil, err
+	}
+	size := int(req.Msg.PageSize)
+	if size == 0 {
+		size = defaultPage
+	}
+	found, next, err := d.ledger.List(ctx, f, min(size, maxPage), after)
+	if err != nil {
+		return nil, unavailable("ask the ledger", err)
+	}
+	out := &notifydv1.ListNotificationsResponse{NextPageToken: next.String()}
+	for _, n := range found {
+		out.Notifications = append(out.Notifications, toProto(n))
+	}
+	return connect.NewResponse(out), nil
+}
+
+func filterFromProto(p *notifydv1.NotificationFilter) (ledger.Filter, error) {
+	if p == nil {
+		return ledger.Filter{}, nil
+	}
+	f := ledger.Filter{
+		MerchantID: p.MerchantId, OrderID: p.OrderId, Scene: p.Scene, BatchID: p.BatchId, Source: p.Source,
+		Reason: notification.Reason(p.StateReason), From: fromTimestamp(p.AcceptedFrom), To: fromTimestamp(p.AcceptedTo),
+	}
+	if f.Reason != "" && !slices.Contains(notification.Reasons(), f.Reason) {
+		return f, invalid("filter.state_reason", fmt.Sprintf("%q: is not one of the reasons", p.StateReason))
+	}
+	if !f.From.IsZero() && !f.To.IsZero() && !f.From.Before(f.To) {
+		return f, invalid("filter.accepted_to", "is not after accepted_from")
+	}
+	for i, s := range p.States {
+		if s == notifydv1.State_STATE_PREPARED {
+			return f, invalid("filter.states["+strconv.Itoa(i)+"]", "STATE_PREPARED: is reserved, nothing has it")
+		}
+		f.States = append(f.States, notification.State(s)) //nolint:gosec // the numbers are the same, and validated
+	}
+	return f, nil
+}
+
+// ResendNotifications makes a new attempt for each id, whatever its state.
+func (d *Dispatcher) ResendNotifications(ctx context.Context, req *connect.Request[notifydv1.ResendNotificationsRequest]) (*connect.Response[notifydv1.ResendNotificationsResponse], error) {
+	if err := checkRequest(req.Msg); err != nil {
+		return nil, err
+	}
+	out := &notifydv1.ResendNotificationsResponse{}
+	for _, text := range req.Msg.Ids {
+		out.Results = append(out.Results, d.change(text, func(id notification.ID) (*notification.Notification, error) {
+			return d.resend(ctx, id, req.Msg.Operator)
+		}))
+	}
+	return connect.NewResponse(out), nil
+}
+
+// resend raises the generation, which makes whatever waits for this id void, and puts the new one on its way. Dying in
+// between leaves a row that the sweep finds.
+func (d *Dispatcher) resend(ctx context.Context, id notification.ID, operator string) (*notification.Notification, error) {
+	if !d.hand.Settle(ctx, id) {
+		return nil, ledger.ErrInFlight
+	}
+	n, err := d.ledger.Resend(ctx, id, operator, d.now())
+	if err != nil {
+		return nil, err
+	}
+	w := notification.Work{Notification: n, Trigger: notification.TriggerResend, Operator: operator}
+	if err := d.delay.Now(context.WithoutCancel(ctx), w); err != nil {
+		d.log.Warn("resend is not on its way yet; the sweep sends it", zap.Stringer("id", id), zap.Error(err))
+	}
+	return n, nil
+}
+
+// CancelNotifications makes undelivered ones final.
+func (d *Dispatcher) CancelNotifications(ctx context.Context, req *connect.Request[notifydv1.CancelNotificationsRequest]) (*connect.Response[notifydv1.CancelNotificationsResponse], error) {
+	if err := checkRequest(req.Msg); err != nil {
+		return nil, err
+	}
+	out := &notifydv1.CancelNotificationsResponse{}
+	for _, text := range req.Msg.Ids {
+		out.Results = append(out.Results, d.change(text, func(id notification.ID) (*notification.Notification, error) {
+			return d.cancel(ctx, id, req.Msg.Operator)
+		}))
+	}
+	return connect.NewResponse(out), nil
+}
+
+// cancel takes a queued notification back from its lane, or asks the ledger, which refuses while an attempt is in
+// flight. What is due later is refused by its claim; its schedule is taken away as well.
+func (d *Dispatcher) cancel(ctx context.Context, id notification.ID, operator string) (*notification.Notification, error) {
+	if item, ok := d.hand.TakeBack(id); ok {
+		w := item.Work()
+		n := *w.Notification
+		n.Generation++
+		n.Settle(notification.StateCanceled, notification.ReasonCanceled, notification.SettledByOperator, d.now())
+		done := make(chan error, 1)
+		d.remember(context.WithoutCancel(ctx), w, &n, nil, func(err error) {
+			d.hand.Leave(item, err)
+			done <- err
+		})
+		return &n, <-done
+	}
+	if !d.hand.Settle(ctx, id) {
+		return nil, ledger.ErrInFlight
+	}
+	n, err := d.ledger.Cancel(ctx, id, operator, d.now())
+	if err != nil {
+		return nil, err
+	}
+	if err := d.delay.Cancel(context.WithoutCancel(ctx), notification.Work{Notification: n}); err != nil {
+		d.log.Debug("schedule stays; the claim refuses what it brings", zap.Stringer("id", id), zap.Error(err))
+	}
+	return n, nil
+}
+
+func (d *Dispatcher) change(text string, apply func(notification.ID) (*notification.Notification, error)) *notifydv1.ChangeResult {
+	id, err := notification.ParseID(text)
+	if err != nil {
+		return &notifydv1.ChangeResult{Id: text, Error: itemError(invalid("ids", fmt.Sprintf("%q: %s", text, err)))}
+	}
+	n, err := apply(id)
+	if err != nil {
+		return &notifydv1.ChangeResult{Id: text, Error: itemError(changeError(text, err))}
+	}
+	return &notifydv1.ChangeResult{Id: text, State: stateToProto(n.State), Generation: n.Generation}
+}
+
+// Explain says what Submit would do.
+func (d *Dispatcher) Explain(_ context.Context, req *connect.Request[notifydv1.ExplainRequest]) (*connect.Response[notifydv1.ExplainResponse], error) {
+	s := newSubmission(req.Msg.Notification, true)
+	d.admit(s)
+	if s.err != nil {
+		return nil, s.err
+	}
+	n := s.n
+	schedule, err := retry.Resolve(s.m.Schedule, n.Route.Schedule)
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInternal, err)
+	}
+	out := &notifydv1.ExplainResponse{
+		Id: n.ID.String(), Lane: laneToProto(n.Route.Lane), Rule: n.Route.Rule, IsolationKey: n.Route.IsolationKey, Egress: n.Route.Egress,
+		ContractProfile: s.m.Contract.Profile, NotifyUrl: n.NotifyURL, Persist: n.Route.Persist.String(), Schedule: schedule.Name,
+		Gate: string(d.gate.Peek(notification.Work{Notification: n}, s.m, d.now())),
+	}
+	if out.Schedule == "" {
+		out.Schedule = "custom"
+	}
+	for _, gap := range schedule.Gaps {
+		out.Gaps = append(out.Gaps, durationpb.New(gap))
+	}
+	return connect.NewResponse(out), nil
+}

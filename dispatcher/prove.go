@@ -1,0 +1,140 @@
+package dispatcher
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"notifyd/ledger"
+	"notifyd/notification"
+	notifydv1 "notifyd/proto/notifyd/v1"
+)
+
+const (
+	proofPage = 5000
+	// proofSettle is how long ago a notification must have been accepted to be looked for, unless the caller says otherwise.
+	proofSettle = 30 * time.Second
+	// missingPerAnswer bounds one answer.
+	missingPerAnswer = 1000
+)
+
+// proof counts where every reservation of a span stands (P2).
+type proof struct {
+	before   time.Time
+	accepted int64
+	final    map[string]int64
+	waiting  map[string]int64
+	missing  int64
+	suspects map[notification.ID]ledger.ProofRow // not final: to be found in a named place
+}
+
+// Prove checks every id accepted before a cut-off against an independent count, the reservations: it is final, or it is
+// found waiting in a named place; whatever is not, is listed by id.
+func (d *Dispatcher) Prove(ctx context.Context, req *connect.Request[notifydv1.ProveRequest], stream *connect.ServerStream[notifydv1.ProveResponse]) error {
+	p := &proof{before: fromTimestamp(req.Msg.AcceptedBefore), final: map[string]int64{}, waiting: map[string]int64{}, suspects: map[notification.ID]ledger.ProofRow{}}
+	if p.before.IsZero() {
+		p.before = d.now().Add(-proofSettle)
+	}
+	from := fromTimestamp(req.Msg.AcceptedFrom)
+	if !from.Before(p.before) {
+		return invalid("accepted_from", "is not before accepted_before")
+	}
+	var after ledger.ProofCursor
+	for {
+		rows, next, err := d.ledger.Reservations(ctx, from, p.before, after, proofPage)
+		if err != nil {
+			return unavailable("read reservations", err)
+		}
+		for _, row := range rows {
+			p.count(row)
+		}
+		if err := stream.Send(p.answer(nil, false)); err != nil {
+			return err
+		}
+		if next.IsZero() {
+			break
+		}
+		after = next
+	}
+	if err := d.findSuspects(ctx, p); err != nil {
+		return err
+	}
+	ids := make([]string, 0, len(p.suspects))
+	for id := range p.suspects {
+		ids = append(ids, id.String())
+	}
+	p.missing = int64(len(ids))
+	for len(ids) > missingPerAnswer {
+		if err := stream.Send(p.answer(ids[:missingPerAnswer], false)); err != nil {
+			return err
+		}
+		ids = ids[missingPerAnswer:]
+	}
+	return stream.Send(p.answer(ids, true))
+}
+
+// count files one reservation. A row that says when it is due is found by the sweep; everything else that is not final
+// must be seen.
+func (p *proof) count(row ledger.ProofRow) {
+	p.accepted++
+	switch {
+	case row.State.Final():
+		p.final[row.State.String()]++
+	case row.State != 0 && !row.Resting && !row.NextAt.IsZero():
+		p.waiting["due_index"]++
+	default:
+		p.suspects[row.ID] = row
+	}
+}
+
+// findSuspects looks for what is not final: in this process, in the streams, and once more in the ledger, since it may
+// have moved while the proof was reading.
+func (d *Dispatcher) findSuspects(ctx context.Context, p *proof) error {
+	found := func(id notification.ID, place string) {
+		if _, ok := p.suspects[id]; ok {
+			delete(p.suspects, id)
+			p.waiting[place]++
+		}
+	}
+	for id := range p.suspects {
+		if _, ok := d.hand.Find(id); ok {
+			found(id, "in_hand")
+		}
+	}
+	if len(p.suspects) == 0 {
+		return nil
+	}
+	if err := d.places.Waiting(ctx, found); err != nil {
+		return unavailable("read streams", err)
+	}
+	ids := make([]notification.ID, 0, len(p.suspects))
+	for id := range p.suspects {
+		ids = append(ids, id)
+	}
+	for len(ids) > 0 {
+		page := ids[:min(len(ids), 500)]
+		ids = ids[len(page):]
+		rows, err := d.ledger.FindMany(ctx, page)
+		if err != nil {
+			return unavailable("look up suspects", err)
+		}
+		for id, n := range rows {
+			switch {
+			case n.State.Final():
+				delete(p.suspects, id)
+				p.final[n.State.String()]++
+			case !n.Resting && !n.NextAt.IsZero():
+				found(id, "due_index")
+			}
+		}
+	}
+	return nil
+}
+
+func (p *proof) answer(missing []string, done bool) *notifydv1.ProveResponse {
+	return &notifydv1.ProveResponse{
+		Accepted: p.accepted, Final: p.final, Waiting: p.waiting, Missing: p.missing, MissingIds: missing, Done: done,
+		AcceptedBefore: toTimestamp(p.before),
+	}
+}

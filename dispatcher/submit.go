@@ -1,0 +1,296 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"go.uber.org/zap"
+
+	"notifyd/ledger"
+	"notifyd/merchant"
+	"notifyd/notification"
+	synclane "notifyd/sync"
+)
+
+// submission is one notification on its way in.
+type submission struct {
+	n         *notification.Notification
+	m         *merchant.Merchant
+	allowSync bool
+
+	// The answer: either err, or where it stands.
+	err       error
+	duplicate bool
+	standing  *notification.Notification
+	attempt   *notification.Attempt
+}
+
+// answered reports whether nothing is left to do.
+func (s *submission) answered() bool { return s.err != nil || s.standing != nil }
+
+// submit is the way in, for one notification and for a thousand: check, route, reserve, and give to a lane. It returns
+// when each submission is answered: with an error, or with the state of a durable notification (P1).
+func (d *Dispatcher) submit(ctx context.Context, subs []*submission) {
+	for _, s := range subs {
+		d.admit(s)
+	}
+	d.reserve(ctx, subs)
+	var answers sync.WaitGroup
+	for _, s := range subs {
+		if s.answered() {
+			continue
+		}
+		answers.Add(1)
+		d.enter(ctx, s, answers.Done)
+	}
+	answers.Wait()
+}
+
+// admit checks a notification, freezes what the merchant's settings decide, and routes it.
+func (d *Dispatcher) admit(s *submission) {
+	if s.err != nil {
+		return
+	}
+	n := s.n
+	m := d.merchants.Get(n.MerchantID)
+	if m == nil {
+		s.err = notFound("merchant", n.MerchantID)
+		return
+	}
+	s.m = m.ForScene(n.Scene)
+	n.ID, n.Digest = n.DeriveID(), n.ContentDigest()
+	if n.NotifyURL == "" {
+		n.NotifyURL = s.m.NotifyURL
+	}
+	if n.NotifyURL == "" {
+		s.err = invalid("notification.notify_url", "is empty, and the merchant has none of its own")
+		return
+	}
+	if err := d.urls.CheckURL(n.NotifyURL, s.m.URLPolicy, s.m.NotifyURL); err != nil {
+		s.err = connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("notification.notify_url: %w", err))
+		return
+	}
+	now := d.now()
+	if !n.ExpiresAt.IsZero() && !n.ExpiresAt.After(now) {
+		s.err = invalid("notification.expires_at", fmt.Sprintf("%s: is in the past", n.ExpiresAt.Format(time.RFC3339)))
+		return
+	}
+	n.AcceptedAt, n.Origin = now, "submit"
+	n.State, n.Reason, n.Generation, n.UpdatedAt = notification.StateAccepted, notification.ReasonQueued, 1, now
+	n.Route = d.router.Route(n, s.m, now)
+}
+
+// reserve takes the ids, all in one write, and answers those that were there before (P4).
+func (d *Dispatcher) reserve(ctx context.Context, subs []*submission) {
+	first := map[notification.ID]*submission{}
+	var taken []*submission
+	var rs []ledger.Reservation
+	for _, s := range subs {
+		if s.answered() {
+			continue
+		}
+		if twin := first[s.n.ID]; twin != nil { // twice in one batch
+			s.twinOf(twin)
+			continue
+		}
+		first[s.n.ID] = s
+		taken = append(taken, s)
+		rs = append(rs, ledger.Reservation{ID: s.n.ID, Digest: s.n.Digest, AcceptedAt: s.n.AcceptedAt})
+	}
+	if len(rs) == 0 {
+		return
+	}
+	reserved, err := d.ledger.Reserve(ctx, rs)
+	if err != nil {
+		for _, s := range taken {
+			s.err = unavailable("reserve id", err)
+		}
+		return
+	}
+	var known []*submission
+	for i, s := range taken {
+		switch {
+		case reserved[i].Fresh:
+		case reserved[i].Digest != s.n.Digest:
+			s.err = alreadyExists(s.n.ID)
+		default:
+			s.duplicate = true
+			s.n.AcceptedAt = reserved[i].AcceptedAt
+			known = append(known, s)
+		}
+	}
+	d.recognise(ctx, known)
+}
+
+// twinOf answers the later of two submissions of one id in one batch.
+func (s *submission) twinOf(first *submission) {
+	if first.n.Digest != s.n.Digest {
+		s.err = alreadyExists(s.n.ID)
+		return
+	}
+	s.duplicate, s.standing = true, first.n
+}
+
+// recognise answers duplicates with the first one's state. One of which no trace is found goes on like a new one,
+// marked as a possible second copy: its reservation may stand without a publish that worked.
+func (d *Dispatcher) recognise(ctx context.Context, known []*submission) {
+	if len(known) == 0 {
+		return
+	}
+	var ids []notification.ID
+	for _, s := range known {
+		if held, ok := d.hand.Find(s.n.ID); ok {
+			s.standing = held.Notification
+			continue
+		}
+		ids = append(ids, s.n.ID)
+	}
+	rows, err := d.ledger.FindMany(ctx, ids)
+	for _, s := range known {
+		switch {
+		case s.answered():
+		case err != nil:
+			s.err = unavailable("look up duplicate", err)
+		case rows[s.n.ID] != nil:
+			s.standing = rows[s.n.ID]
+		}
+	}
+}
+
+// enter makes one notification durable in its lane. done is called when it is answered.
+func (d *Dispatcher) enter(ctx context.Context, s *submission, done func()) {
+	w := notification.Work{Notification: s.n, Trigger: notification.TriggerAuto, SecondCopy: s.duplicate}
+	isSync := s.n.Route.Lane == notification.LaneSync && s.allowSync
+	switch {
+	case s.n.NotBefore.After(d.now()):
+		d.enterLater(ctx, s, w, s.n.NotBefore, notification.ReasonNotBefore, done)
+	case isSync && s.duplicate: // another caller may be waiting for this one's answer, on any node: look again when it must be over
+		d.enterLater(ctx, s, w, s.n.AcceptedAt.Add(d.cfg.AttemptBound), notification.ReasonAwaitingAnswer, done)
+	case isSync:
+		go func() {
+			defer done()
+			d.enterSync(ctx, s, w)
+		}()
+	default:
+		d.enterAsync(ctx, s, w, notification.ReasonQueued, done)
+	}
+}
+
+// enterAsync gives a work to the asynchronous lane.
+func (d *Dispatcher) enterAsync(ctx context.Context, s *submission, w notification.Work, reason notification.Reason, done func()) {
+	n := w.Notification
+	n.Route.Lane, n.Reason = notification.LaneAsync, reason
+	if n.Route.Persist == notification.PersistAfter {
+		n.Route.Persist = notification.PersistStream
+	}
+	accepted := func(err error) {
+		if err != nil {
+			s.err = unaccepted(err)
+		} else {
+			s.standing = n
+		}
+		done()
+	}
+	if n.Route.Persist != notification.PersistLedger {
+		d.async.Accept(w, accepted)
+		return
+	}
+	d.withRow(ctx, w, func(err error) {
+		if err != nil {
+			accepted(err)
+			return
+		}
+		d.async.Accept(w, accepted)
+	})
+}
+
+// enterLater makes a work durable whose attempt is due at a later instant.
+func (d *Dispatcher) enterLater(ctx context.Context, s *submission, w notification.Work, at time.Time, reason notification.Reason, done func()) {
+	n := w.Notification
+	if n.Route.Lane == notification.LaneSync && reason == notification.ReasonNotBefore {
+		n.Route.Lane = notification.LaneAsync
+	}
+	n.NextAt, n.Reason = later(at, d.now()), reason
+	answer := func(err error) {
+		if err != nil {
+			s.err = unaccepted(err)
+		} else {
+			s.standing = n
+		}
+		done()
+	}
+	if reason == notification.ReasonAwaitingAnswer { // a row would hide that the first copy has none
+		d.delay.DelayThen(w, answer)
+		return
+	}
+	d.ledger.Record(ctx, ledger.Record{Notification: n, New: true}, func(err error) {
+		if err != nil || !d.delay.Within(n.NextAt, d.now()) {
+			answer(err)
+			return
+		}
+		d.delay.DelayThen(w, answer)
+	})
+}
+
+// withRow writes the full row that PersistLedger asks for. It says that it is due some time after the stream's own way
+// must have brought it: the sweep finds it even if all of NATS is lost.
+func (d *Dispatcher) withRow(ctx context.Context, w notification.Work, written func(error)) {
+	row := *w.Notification
+	row.NextAt = d.now().Add(backstop)
+	d.ledger.Record(ctx, ledger.Record{Notification: &row, New: true}, written)
+}
+
+// enterSync asks the merchant while the caller waits. A full lane, or a gate that would not let the attempt through,
+// sends the work to the asynchronous lane instead.
+func (d *Dispatcher) enterSync(ctx context.Context, s *submission, w notification.Work) {
+	n := w.Notification
+	goAsync := func(reason notification.Reason) {
+		var answered sync.WaitGroup
+		answered.Add(1)
+		d.enterAsync(ctx, s, w, reason, answered.Done)
+		answered.Wait()
+	}
+	if reason := d.gate.Peek(w, s.m, d.now()); reason != "" {
+		goAsync(reason)
+		return
+	}
+	place, err := d.sync.Enter(n.Route.IsolationKey)
+	if err != nil {
+		goAsync(notification.ReasonSyncLaneFull)
+		return
+	}
+	if n.Route.Persist == notification.PersistLedger {
+		row := make(chan error, 1)
+		d.withRow(ctx, w, func(err error) { row <- err })
+		if err := <-row; err != nil {
+			place.Release()
+			s.err = unaccepted(err)
+			return
+		}
+		w.HasRow = true
+	}
+	answer, err := d.sync.Ask(ctx, place, w, n.AcceptedAt.Add(d.cfg.AttemptBound))
+	switch {
+	case errors.Is(err, synclane.ErrInHand):
+		s.duplicate, s.standing = true, n
+	case err != nil:
+		s.err = unaccepted(err)
+	case answer.Verdict.Deferred:
+		goAsync(answer.Verdict.Reason)
+		if err := d.delay.Cancel(context.WithoutCancel(ctx), w); err != nil {
+			d.log.Debug("net stays; the claim refuses what it brings", zap.Stringer("id", n.ID), zap.Error(err))
+		}
+	case answer.TimedOut:
+		waiting := *n
+		waiting.Reason = notification.ReasonAwaitingAnswer
+		s.standing = &waiting
+	case answer.Verdict.After != nil:
+		s.standing, s.attempt = answer.Verdict.After, answer.Verdict.Attempt()
+	default:
+		s.standing = n
+	}
+}

@@ -1,0 +1,137 @@
+package dispatcher
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"unicode/utf8"
+
+	"buf.build/go/protovalidate"
+	"connectrpc.com/connect"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/protobuf/proto"
+
+	notifydv1 "notifyd/proto/notifyd/v1"
+)
+
+// MaxNotificationBytes bounds one notification, as it is encoded.
+const MaxNotificationBytes = 256 << 10
+
+// violations of the rules that stand in the proto files, with a prefix before each field's path.
+func violations(prefix string, msg proto.Message) []*errdetails.BadRequest_FieldViolation {
+	err := protovalidate.Validate(msg)
+	if err == nil {
+		return nil
+	}
+	var invalid *protovalidate.ValidationError
+	if !errors.As(err, &invalid) {
+		return []*errdetails.BadRequest_FieldViolation{{Field: prefix, Description: err.Error()}}
+	}
+	out := make([]*errdetails.BadRequest_FieldViolation, len(invalid.Violations))
+	for i, v := range invalid.Violations {
+		field := protovalidate.FieldPathString(v.Proto.GetField())
+		switch {
+		case prefix != "" && field != "":
+			field = prefix + "." + field
+		case field == "":
+			field = prefix
+		}
+		out[i] = &errdetails.BadRequest_FieldViolation{Field: field, Description: v.Proto.GetMessage()}
+	}
+	return out
+}
+
+// checkRequest answers a request that breaks the proto files' rules.
+func checkRequest(msg proto.Message) error {
+	if vs := violations("", msg); len(vs) > 0 {
+		return invalidAll(vs)
+	}
+	return nil
+}
+
+// checkNotification answers a notification that the engine cannot take.
+func checkNotification(p *notifydv1.Notification) *connect.Error {
+	if p == nil {
+		return invalid("notification", "is required")
+	}
+	if size := proto.Size(p); size > MaxNotificationBytes {
+		return invalid("notification", fmt.Sprintf("has %d bytes: at most %d are allowed", size, MaxNotificationBytes))
+	}
+	vs := violations("notification", p)
+	refuse := func(field, description string) {
+		vs = append(vs, &errdetails.BadRequest_FieldViolation{Field: "notification." + field, Description: description})
+	}
+	checkContent(p, refuse)
+	checkOutputOnly(p, refuse)
+	const later = "has no effect in this version and is refused rather than ignored; leave it empty"
+	if p.OrderingKey != "" {
+		refuse("ordering_key", later)
+	}
+	if p.SupersedeKey != "" {
+		refuse("supersede_key", later)
+	}
+	if p.RequestId == "" && p.OrderId == "" {
+		refuse("request_id", "is empty, and without order_id no id can be derived: give one of them")
+	}
+	if p.NotBefore != nil && p.ExpiresAt != nil && !p.NotBefore.AsTime().Before(p.ExpiresAt.AsTime()) {
+		refuse("expires_at", "is not after not_before")
+	}
+	if len(vs) > 0 {
+		return invalidAll(vs)
+	}
+	return nil
+}
+
+func checkContent(p *notifydv1.Notification, refuse func(field, description string)) {
+	switch {
+	case p.Payload == "" && len(p.Body) == 0:
+		refuse("payload", "is empty: give payload, or body with content_type")
+	case p.Payload != "" && len(p.Body) > 0:
+		refuse("body", "is given together with payload: give one of them")
+	case p.Payload != "" && p.ContentType != "":
+		refuse("content_type", fmt.Sprintf("%q: goes with body; a payload is application/json", p.ContentType))
+	case p.Payload != "" && !json.Valid([]byte(p.Payload)):
+		refuse("payload", jsonFault(p.Payload))
+	case len(p.Body) > 0 && p.ContentType == "":
+		refuse("content_type", "is empty: body needs one")
+	}
+	for _, r := range p.ContentType {
+		if r < ' ' || r > '~' {
+			refuse("content_type", fmt.Sprintf("%q: only printable ASCII is allowed", p.ContentType))
+			break
+		}
+	}
+	for field, text := range map[string]string{"request_id": p.RequestId, "order_id": p.OrderId, "source": p.Source, "merchant_id": p.MerchantId, "batch_id": p.BatchId} {
+		for _, r := range text {
+			if r < ' ' || r == 0x7f || r == utf8.RuneError {
+				refuse(field, fmt.Sprintf("%q: control characters are not allowed", text))
+				break
+			}
+		}
+	}
+}
+
+// jsonFault says where a payload stops being JSON.
+func jsonFault(payload string) string {
+	var any json.RawMessage
+	err := json.Unmarshal([]byte(payload), &any)
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		return fmt.Sprintf("is not JSON: %s at byte %d", syntax.Error(), syntax.Offset)
+	}
+	return "is not JSON"
+}
+
+// checkOutputOnly refuses what only the engine sets, so that nobody believes it was taken.
+func checkOutputOnly(p *notifydv1.Notification, refuse func(field, description string)) {
+	const outputOnly = "is output only; leave it empty"
+	for field, given := range map[string]bool{
+		"id": p.Id != "", "state": p.State != 0, "state_reason": p.StateReason != "", "origin": p.Origin != "",
+		"generation": p.Generation != 0, "attempt_count": p.AttemptCount != 0, "next_attempt_at": p.NextAttemptAt != nil,
+		"accepted_at": p.AcceptedAt != nil, "settled_at": p.SettledAt != nil, "settled_by": p.SettledBy != "", "rule": p.Rule != "",
+	} {
+		if given {
+			refuse(field, outputOnly)
+		}
+	}
+}

@@ -1,0 +1,78 @@
+package egress
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+
+	"notifyd/merchant"
+	"notifyd/notification"
+)
+
+// direct is the one way out for now.
+const direct = "direct"
+
+// Client sends attempts. It is safe for many callers at once.
+type Client struct {
+	config    Config
+	dialer    net.Dialer
+	tls       *tls.Config
+	transport *http.Transport // one for each (egress, TLS identity): for now one
+	targets   cache[target]
+	secrets   cache[Secret]
+}
+
+// Call is one attempt to make.
+type Call struct {
+	Work     notification.Work
+	Merchant *merchant.Merchant // as the notification's scene sees it
+	Number   int                // from 1
+	Kind     notification.Kind  // zero: a send
+}
+
+// New returns a client with a connection pool of its own.
+func New(config Config) (*Client, error) {
+	if err := config.Validate(); err != nil {
+		return nil, fmt.Errorf("new egress client: %w", err)
+	}
+	c := &Client{
+		config:  config,
+		targets: cache[target]{limit: 16384},
+		secrets: cache[Secret]{limit: 16384},
+		dialer: net.Dialer{
+			// Go's own resolver says whether a name does not exist or nobody could say; libc's blurs the two.
+			Resolver:       &net.Resolver{PreferGo: true},
+			ControlContext: config.Guard().control,
+		},
+		tls: &tls.Config{
+			MinVersion:         tls.VersionTLS12,
+			RootCAs:            config.Roots,
+			NextProtos:         []string{"http/1.1"},
+			ClientSessionCache: tls.NewLRUClientSessionCache(4096),
+		},
+	}
+	protocols := new(http.Protocols)
+	// HTTP/1.1 only: one connection carries one request, so that what left on it is known to the byte (P6), and a
+	// broken connection costs one attempt. HTTP/2 streams share both, and cost more CPU besides.
+	protocols.SetHTTP1(true)
+	c.transport = &http.Transport{
+		Proxy:                  nil, // never from the environment
+		DialContext:            c.dialPlain,
+		DialTLSContext:         c.dialTLS,
+		Protocols:              protocols,
+		ForceAttemptHTTP2:      false,
+		DisableCompression:     true, // the answer's bytes as they came
+		MaxIdleConns:           config.MaxIdleConnections,
+		MaxIdleConnsPerHost:    config.MaxIdlePerMerchant,
+		IdleConnTimeout:        config.IdleTimeout,
+		MaxResponseHeaderBytes: 32 << 10,
+	}
+	return c, nil
+}
+
+// Guard is what keeps this client away from private addresses.
+func (c *Client) Guard() Guard { return c.config.Guard() }
+
+// Close closes the idle connections; attempts in hand go on.
+func (c *Client) Close() { c.transport.CloseIdleConnections() }

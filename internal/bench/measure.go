@@ -1,0 +1,269 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/jackc/pgx/v5"
+
+	"notifyd/internal/scenario"
+	notifydv1 "notifyd/proto/notifyd/v1"
+	"notifyd/proto/notifyd/v1/notifydv1connect"
+)
+
+// process is a child or the engine, with its standard input and output.
+type process struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+func spawn(ctx context.Context, path string, args ...string) (*process, error) {
+	p := &process{cmd: exec.CommandContext(ctx, path, args...)} //nolint:gosec // our own binaries
+	p.cmd.Cancel = func() error { return p.cmd.Process.Signal(os.Interrupt) }
+	p.cmd.WaitDelay = 30 * time.Second
+	p.cmd.Stderr = os.Stderr
+	var err error
+	if p.in, err = p.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	p.out = bufio.NewReader(out)
+	return p, p.cmd.Start()
+}
+
+func (p *process) pid() int { return p.cmd.Process.Pid }
+
+func (p *process) line() (string, error) {
+	s, err := p.out.ReadString('\n')
+	return strings.TrimSpace(s), err
+}
+
+// turn lets a child do n, and returns how long it took.
+func (p *process) turn(n int) (time.Duration, error) {
+	if _, err := fmt.Fprintln(p.in, n); err != nil {
+		return 0, err
+	}
+	s, err := p.line()
+	if err != nil {
+		return 0, err
+	}
+	us, err := strconv.Atoi(s)
+	return time.Duration(us) * time.Microsecond, err
+}
+
+// measure runs every case.
+func measure(ctx context.Context, s settings) error {
+	dir, err := os.MkdirTemp("", "notifyd-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // Postgres runs as another user below it
+		return err
+	}
+	binary, err := scenario.Build(ctx, dir, false)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d rounds of %d, %d merchants, payload %d bytes; CPU in µs per notification of every process; ratio is the floor's CPU over all of it\n\n", s.rounds, s.perSlice, s.merchants, s.bytes)
+	fmt.Printf("%-13s %9s %9s | %7s %8s %9s %6s %6s %7s | %6s %6s | %s\n", "case", "floor/s", "pipe/s", "floor", "engine", "postgres", "sink", "load", "all", "ratio", "worst", "engine MiB")
+	for _, kind := range strings.Split(s.cases, ",") {
+		if err := measureCase(ctx, s, binary.Path(), filepath.Join(dir, kind), kind); err != nil {
+			return fmt.Errorf("case %s: %w", kind, err)
+		}
+	}
+	return nil
+}
+
+// bench is one case's processes.
+type bench struct {
+	engine, sink, floor, load *process
+	postmaster                int
+	db                        *pgx.Conn
+	run                       string
+}
+
+func measureCase(ctx context.Context, s settings, binary, dataDir, kind string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	b := &bench{run: "bench-" + kind}
+	defer func() {
+		cancel()
+		for _, p := range []*process{b.load, b.floor, b.engine, b.sink} {
+			if p != nil {
+				_ = p.cmd.Wait() // ended by our own signal
+			}
+		}
+	}()
+	if err := b.start(ctx, s, binary, dataDir, kind); err != nil {
+		return err
+	}
+	defer b.db.Close(context.WithoutCancel(ctx))
+	var rounds []round
+	for i := range s.rounds + 1 {
+		r, err := b.round(ctx, s.perSlice, i+1)
+		if err != nil {
+			return err
+		}
+		if i > 0 { // the first one warms up
+			rounds = append(rounds, r)
+		}
+	}
+	report(kind, rounds, s.perSlice, residentMiB(b.engine.pid()))
+	return nil
+}
+
+var bannerWord = regexp.MustCompile(`^  intake\s+(http://\S+)|psql '([^']+)'`)
+
+func (b *bench) start(ctx context.Context, s settings, binary, dataDir, kind string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if b.sink, err = spawn(ctx, self, "child", "sink"); err != nil {
+		return err
+	}
+	sinkURL, err := b.sink.line()
+	if err != nil {
+		return err
+	}
+	args := append([]string{"dev", "--no-demo", "--quiet", "--log-level=warn", "--intake-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--data-dir=" + dataDir}, strings.Fields(s.args)...)
+	if kind == "batch-synced" {
+		args = append(args, "--sync-always")
+	}
+	if b.engine, err = spawn(ctx, binary, args...); err != nil {
+		return err
+	}
+	var intake, database string
+	for database == "" {
+		line, err := b.engine.line()
+		if err != nil {
+			return fmt.Errorf("read the engine's banner: %w", err)
+		}
+		for _, m := range bannerWord.FindAllStringSubmatch("  "+line, -1) {
+			intake, database = intake+m[1], database+m[2]
+		}
+	}
+	if b.db, err = pgx.Connect(ctx, database); err != nil {
+		return err
+	}
+	pid, err := os.ReadFile(filepath.Join(dataDir, "postgres", "data", "postmaster.pid")) //nolint:gosec // our own data folder
+	if err != nil {
+		return err
+	}
+	first, _, _ := strings.Cut(string(pid), "\n")
+	if b.postmaster, err = strconv.Atoi(first); err != nil {
+		return err
+	}
+	if err := register(ctx, intake, sinkURL, s.merchants, kind); err != nil {
+		return err
+	}
+	if b.floor, err = spawn(ctx, self, "child", "floor", sinkURL+"/floor", strconv.Itoa(s.bytes)); err != nil {
+		return err
+	}
+	b.load, err = spawn(ctx, self, "child", "load", intake, strings.TrimSuffix(strings.TrimSuffix(kind, "-synced"), "-ledger"),
+		strconv.Itoa(s.batch), strconv.Itoa(s.callers), strconv.Itoa(s.merchants), strconv.Itoa(s.bytes), b.run)
+	return err
+}
+
+func register(ctx context.Context, intake, sinkURL string, merchants int, kind string) error {
+	client := notifydv1connect.NewMerchantServiceClient(http.DefaultClient, intake) //nolint:forbidigo // a measuring tool
+	for i := range merchants {
+		m := &notifydv1.Merchant{Id: fmt.Sprintf("bench-%d", i), NotifyUrl: fmt.Sprintf("%s/m/%d", sinkURL, i)}
+		if kind == "batch-ledger" {
+			m.Persist = notifydv1.Persist_PERSIST_LEDGER
+		}
+		if _, err := client.PutMerchant(ctx, connect.NewRequest(&notifydv1.PutMerchantRequest{Merchant: m})); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// round is one turn of the floor and one of the pipeline.
+type round struct {
+	floorWall, pipeWall                 time.Duration
+	floor, engine, postgres, sink, load time.Duration // CPU
+}
+
+func (r round) all() time.Duration { return r.engine + r.postgres + r.sink + r.load }
+func (r round) ratio() float64     { return float64(r.floor) / float64(r.all()) }
+
+func (b *bench) round(ctx context.Context, n, nth int) (round, error) {
+	var r round
+	var err error
+	floor, sink := cpuOf(b.floor.pid()), cpuOf(b.sink.pid())
+	if r.floorWall, err = b.floor.turn(n); err != nil {
+		return r, err
+	}
+	r.floor = cpuOf(b.floor.pid()) - floor + cpuOf(b.sink.pid()) - sink
+
+	began := time.Now()
+	sink = cpuOf(b.sink.pid())
+	engine, postgres, load := cpuOf(b.engine.pid()), cpuOfGroup(b.postmaster), cpuOf(b.load.pid())
+	if _, err := b.load.turn(n); err != nil {
+		return r, err
+	}
+	if err := b.awaitDelivered(ctx, n*nth); err != nil {
+		return r, err
+	}
+	r.pipeWall = time.Since(began)
+	r.sink = cpuOf(b.sink.pid()) - sink
+	r.engine, r.postgres, r.load = cpuOf(b.engine.pid())-engine, cpuOfGroup(b.postmaster)-postgres, cpuOf(b.load.pid())-load
+	return r, nil
+}
+
+// awaitDelivered waits until the ledger holds n delivered notifications of this run.
+func (b *bench) awaitDelivered(ctx context.Context, n int) error {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var have int
+		if err := b.db.QueryRow(ctx, `select count(*) from notifications where state = 4 and source = $1`, b.run).Scan(&have); err != nil {
+			return err
+		}
+		if have >= n {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// report prints medians over the rounds, and the worst ratio beside the median one.
+func report(kind string, rounds []round, n, mib int) {
+	median := func(value func(round) float64) float64 {
+		var all []float64
+		for _, r := range rounds {
+			all = append(all, value(r))
+		}
+		slices.Sort(all)
+		return all[len(all)/2]
+	}
+	us := func(value func(round) time.Duration) float64 {
+		return median(func(r round) float64 { return float64(value(r).Microseconds()) / float64(n) })
+	}
+	worst := slices.MinFunc(rounds, func(a, b round) int { return int(1000 * (a.ratio() - b.ratio())) })
+	fmt.Printf("%-13s %9.0f %9.0f | %7.1f %8.1f %9.1f %6.1f %6.1f %7.1f | %6.2f %6.2f | %d\n", kind,
+		median(func(r round) float64 { return float64(n) / r.floorWall.Seconds() }), median(func(r round) float64 { return float64(n) / r.pipeWall.Seconds() }),
+		us(func(r round) time.Duration { return r.floor }), us(func(r round) time.Duration { return r.engine }), us(func(r round) time.Duration { return r.postgres }),
+		us(func(r round) time.Duration { return r.sink }), us(func(r round) time.Duration { return r.load }), us(round.all), median(round.ratio), worst.ratio(), mib)
+}

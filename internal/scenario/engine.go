@@ -1,0 +1,198 @@
+// Package scenario runs the real binary against scripted merchants: test support for whole-engine tests.
+package scenario
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"notifyd/proto/notifyd/v1/notifydv1connect"
+)
+
+// Binary is the engine, built once for a test run.
+type Binary struct{ path string }
+
+// Build builds ./cmd/notifyd into dir; race adds the race detector, which the scenarios run with.
+func Build(ctx context.Context, dir string, race bool) (*Binary, error) {
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, "notifyd")
+	args := []string{"build", "-o", path}
+	if race {
+		args = append(args, "-race")
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/notifyd")...) //nolint:gosec // fixed words and our own folder
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build notifyd: %w\n%s", err, out)
+	}
+	return &Binary{path: path}, nil
+}
+
+func moduleRoot(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
+	if err != nil {
+		return "", fmt.Errorf("find module: %w", err)
+	}
+	return filepath.Dir(strings.TrimSpace(string(out))), nil
+}
+
+// Path is where the binary stands.
+func (b *Binary) Path() string { return b.path }
+
+// Engine is one run of the binary on a data folder.
+type Engine struct {
+	Notifications notifydv1connect.NotificationServiceClient
+	Merchants     notifydv1connect.MerchantServiceClient
+	Intake, Admin string // URLs
+
+	cmd    *exec.Cmd
+	exited chan struct{}
+	err    error
+
+	mu    sync.Mutex
+	lines []string
+}
+
+// DataDir makes a folder that Postgres' own user can reach also when the test runs as root.
+func DataDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "notifyd-scenario-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // Postgres runs as another user below it
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if !t.Failed() {
+			_ = os.RemoveAll(dir)
+		} else {
+			t.Logf("data of the failed test: %s", dir)
+		}
+	})
+	return dir
+}
+
+var ready = regexp.MustCompile(`^  (intake|admin)\s+(http://[^/\s]+)`)
+
+// Start runs `notifyd dev` on free ports without the demo, and returns when it is ready.
+func (b *Binary) Start(t testing.TB, dataDir string, args ...string) *Engine {
+	t.Helper()
+	e := &Engine{exited: make(chan struct{})}
+	args = append([]string{"dev", "--no-demo", "--intake-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--data-dir=" + dataDir}, args...)
+	e.cmd = exec.Command(b.path, args...)
+	stdout, err := e.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.cmd.Stderr = e.cmd.Stdout
+	if err := e.cmd.Start(); err != nil {
+		t.Fatalf("start notifyd: %v", err)
+	}
+	began := make(chan struct{})
+	go e.read(stdout, began)
+	t.Cleanup(func() {
+		e.Kill()
+		if t.Failed() {
+			t.Logf("the engine said:\n%s", e.Output())
+		}
+	})
+	timeout := time.NewTimer(60 * time.Second)
+	defer timeout.Stop()
+	select {
+	case <-began:
+	case <-e.exited:
+		t.Fatalf("notifyd ended before it was ready: %v\n%s", e.err, e.Output())
+	case <-timeout.C:
+		t.Fatalf("notifyd was not ready in 60 s\n%s", e.Output())
+	}
+	e.Notifications = notifydv1connect.NewNotificationServiceClient(http.DefaultClient, e.Intake) //nolint:forbidigo // test support
+	e.Merchants = notifydv1connect.NewMerchantServiceClient(http.DefaultClient, e.Intake)         //nolint:forbidigo // test support
+	return e
+}
+
+// read keeps what the engine says, and learns from its banner where it listens.
+func (e *Engine) read(r io.Reader, began chan<- struct{}) {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		line := lines.Text()
+		e.mu.Lock()
+		e.lines = append(e.lines, line)
+		if m := ready.FindStringSubmatch(line); m != nil {
+			switch m[1] {
+			case "intake":
+				e.Intake = m[2]
+			case "admin":
+				e.Admin = m[2]
+				close(began)
+			}
+		}
+		e.mu.Unlock()
+	}
+	e.err = e.cmd.Wait()
+	close(e.exited)
+}
+
+// Output is everything the engine has said.
+func (e *Engine) Output() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return strings.Join(e.lines, "\n")
+}
+
+// PID is the engine's process.
+func (e *Engine) PID() int { return e.cmd.Process.Pid }
+
+// Kill ends the engine with SIGKILL, as a crash does, and waits for its end.
+func (e *Engine) Kill() {
+	_ = e.cmd.Process.Kill()
+	<-e.exited
+}
+
+// Stop ends the engine with SIGTERM and waits until it has drained.
+func (e *Engine) Stop(t testing.TB) {
+	t.Helper()
+	_ = e.cmd.Process.Signal(syscall.SIGTERM)
+	timeout := time.NewTimer(60 * time.Second)
+	defer timeout.Stop()
+	select {
+	case <-e.exited:
+		if e.err != nil {
+			t.Errorf("notifyd did not stop cleanly: %v\n%s", e.err, e.Output())
+		}
+	case <-timeout.C:
+		t.Errorf("notifyd did not stop in 60 s\n%s", e.Output())
+		e.Kill()
+	}
+}
+
+// Within waits until the condition holds, looking at it again every few milliseconds.
+func Within(t testing.TB, limit time.Duration, what string, holds func() bool) {
+	t.Helper()
+	timeout := time.NewTimer(limit)
+	defer timeout.Stop()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-timeout.C:
+			t.Fatalf("not within %s: %s", limit, what)
+		case <-tick.C:
+		}
+	}
+}

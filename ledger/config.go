@@ -1,0 +1,107 @@
+package ledger
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Defaults of Config.
+const (
+	DefaultMaxConns   = 8
+	DefaultWriters    = 2
+	DefaultBatchRows  = 1000
+	DefaultLinger     = 2 * time.Millisecond
+	DefaultRetention  = 30 * 24 * time.Hour
+	DefaultWindow     = 10 * time.Minute
+	DefaultDrain      = 10 * time.Second
+	DefaultQueueBytes = 64 << 20
+)
+
+// Config is what a Postgres ledger needs to know. Zero values have the defaults above.
+type Config struct {
+	URL       string        // of the database, in any form that libpq knows
+	MaxConns  int           // at least Writers + 2
+	Writers   int           // goroutines that write records, each one batch at a time
+	BatchRows int           // records in one batch, reservations in one statement
+	Linger    time.Duration // how long a small batch waits for company; negative: not at all
+	Retention time.Duration // whole days older than this are dropped, unless something in them is unfinished
+	// Window is how far ahead the engine itself schedules: what is due within it when it is written counts as fed.
+	Window time.Duration
+	// Drain is how long Run goes on writing what was submitted after its context has ended.
+	Drain time.Duration
+	// QueueBytes bounds the memory of submitted records; Record blocks above it.
+	QueueBytes int64
+	// LateStart lets Open succeed while Postgres cannot be reached: Run migrates as soon as it can.
+	LateStart bool
+
+	Keys Cipher // seals the merchants' secrets
+	Log  *zap.Logger
+	Now  func() time.Time
+}
+
+// Validate says what is wrong with the settings.
+func (c Config) Validate() error {
+	c = c.withDefaults()
+	var errs []error
+	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.URL == "" {
+		wrong("url is empty")
+	}
+	if c.Writers < 1 || c.Writers > 64 {
+		wrong("writers is %d, want 1 to 64", c.Writers)
+	}
+	if c.MaxConns < c.Writers+2 {
+		wrong("max_conns is %d, want at least %d: one for each writer and two for everything else", c.MaxConns, c.Writers+2)
+	}
+	if c.BatchRows < 1 || c.BatchRows > 10_000 {
+		wrong("batch_rows is %d, want 1 to 10000", c.BatchRows)
+	}
+	if c.Linger > time.Second {
+		wrong("linger is %s, want at most 1s", c.Linger)
+	}
+	if c.Retention < 24*time.Hour {
+		wrong("retention is %s, want at least 24h", c.Retention)
+	}
+	if c.Window < 0 {
+		wrong("window is %s, want no negative one", c.Window)
+	}
+	if c.QueueBytes < 1<<20 {
+		wrong("queue_bytes is %d, want at least 1 MiB", c.QueueBytes)
+	}
+	if !c.Keys.usable() {
+		wrong("keys are missing: merchants' secrets could not be encrypted")
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("check ledger settings: %w", err)
+	}
+	return nil
+}
+
+func (c Config) withDefaults() Config {
+	c.Writers = or(c.Writers, DefaultWriters)
+	c.MaxConns = or(c.MaxConns, max(DefaultMaxConns, c.Writers+2))
+	c.BatchRows = or(c.BatchRows, DefaultBatchRows)
+	c.Linger = or(c.Linger, DefaultLinger)
+	c.Retention = or(c.Retention, DefaultRetention)
+	c.Window = or(c.Window, DefaultWindow)
+	c.Drain = or(c.Drain, DefaultDrain)
+	c.QueueBytes = or(c.QueueBytes, DefaultQueueBytes)
+	if c.Log == nil {
+		c.Log = zap.NewNop()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c
+}
+
+func or[T comparable](value, fallback T) T {
+	var zero T
+	if value == zero {
+		return fallback
+	}
+	return value
+}

@@ -1,0 +1,34 @@
+package ledger
+
+import (
+	"errors"
+	"fmt"
+
+	"notifyd/notification"
+)
+
+// What callers must tell apart.
+var (
+	ErrNotFound = errors.New("not in the ledger")
+	// ErrReservedOnly says that the id was accepted but has no row yet: it is on its way, or was lost before its first row.
+	ErrReservedOnly = errors.New("accepted, but no row yet")
+	ErrFinal        = errors.New("already final")
+	ErrInFlight     = errors.New("an attempt is in flight")
+	// ErrConflict says that a merchant's settings are not the version that was to be replaced.
+	ErrConflict = errors.New("the settings have changed meanwhile")
+	// ErrClosed says that the ledger has ended before the record was written. It may still have been.
+	ErrClosed = errors.New("ledger is closed")
+)
+
+// QuarantinedError says that Postgres refuses the record as it is; it is kept in the quarantine table. Trying again is useless.
+type QuarantinedError struct {
+	ID  notification.ID
+	Err error
+}
+
+func (e *QuarantinedError) Error() string {
+	return fmt.Sprintf("record %s: quarantined: %v", e.ID, e.Err)
+}
+
+// Unwrap gives what Postgres said.
+func (e *QuarantinedError) Unwrap() error { return e.Err }

@@ -1,0 +1,55 @@
+package ledger
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// fault says what to do about an error of a batch.
+type fault uint8
+
+const (
+	faultPassing   fault = iota + 1 // not the batch's: the connection, the server, its disk; try again later
+	faultCollision                  // a deadlock or the like; try again at once
+	faultDuplicate                  // something is there already; repeat with care
+	faultPartition                  // a day has no partition
+	faultData                       // Postgres refuses something in it
+)
+
+// SQLSTATEs that are told apart; see errcodes in Postgres' manual.
+const (
+	codeUniqueViolation = "23505"
+	codeCheckViolation  = "23514" // this schema has no check but the partitions' bounds
+	codeUndefinedTable  = "42P01"
+	codeSerialization   = "40001"
+	codeDeadlock        = "40P01"
+	classData           = "22"
+	classIntegrity      = "23"
+	classLimit          = "54" // for example a text too long for an index
+)
+
+func classify(err error) fault {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return faultPassing
+	}
+	switch {
+	case pg.Code == codeUniqueViolation:
+		return faultDuplicate
+	case pg.Code == codeCheckViolation:
+		return faultPartition
+	case pg.Code == codeSerialization, pg.Code == codeDeadlock:
+		return faultCollision
+	case strings.HasPrefix(pg.Code, classData), strings.HasPrefix(pg.Code, classIntegrity), strings.HasPrefix(pg.Code, classLimit):
+		return faultData
+	default:
+		return faultPassing
+	}
+}
+
+func isUndefinedTable(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == codeUndefinedTable
+}

@@ -1,0 +1,171 @@
+// Package ledgertest is the conformance suite of the ledgers: what Postgres and Memory must both do.
+package ledgertest
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"notifyd/ledger"
+	"notifyd/merchant"
+	"notifyd/notification"
+)
+
+// Ledger is everything that both ledgers do.
+type Ledger interface {
+	Ping(ctx context.Context) error
+	Queued() int
+	Reserve(ctx context.Context, wanted []ledger.Reservation) ([]ledger.Reserved, error)
+	Record(ctx context.Context, r ledger.Record, recorded func(error))
+	Claim(ctx context.Context, c ledger.Claim) (ledger.ClaimVerdict, time.Time, error)
+	Find(ctx context.Context, id notification.ID) (*notification.Notification, []notification.Attempt, error)
+	FindMany(ctx context.Context, ids []notification.ID) (map[notification.ID]*notification.Notification, error)
+	List(ctx context.Context, f ledger.Filter, pageSize int, after ledger.Cursor) ([]*notification.Notification, ledger.Cursor, error)
+	Cancel(ctx context.Context, id notification.ID, operator string, now time.Time) (*notification.Notification, error)
+	Resend(ctx context.Context, id notification.ID, operator string, now time.Time) (*notification.Notification, error)
+	Feed(ctx context.Context, horizon time.Time, limit int) ([]*notification.Notification, error)
+	Rescue(ctx context.Context, overdueBefore, now time.Time, limit int) ([]*notification.Notification, error)
+	PutMerchant(ctx context.Context, m *merchant.Merchant, ifVersion *int64) (*merchant.Merchant, error)
+	MerchantsSince(ctx context.Context, version int64) ([]*merchant.Merchant, error)
+	ListMerchants(ctx context.Context, after string, limit int) ([]*merchant.Merchant, error)
+	GetMerchant(ctx context.Context, id string) (*merchant.Merchant, error)
+	Reservations(ctx context.Context, from, to time.Time, after ledger.ProofCursor, limit int) ([]ledger.ProofRow, ledger.ProofCursor, error)
+	MaintainPartitions(ctx context.Context, now time.Time) error
+}
+
+// Open opens an empty ledger that is running, and ends it with the test. It takes the time from now.
+type Open func(t *testing.T, now func() time.Time) Ledger
+
+// Run holds a ledger to the suite.
+func Run(t *testing.T, open Open) {
+	t.Helper()
+	for _, c := range []struct {
+		name string
+		test func(*fixture)
+	}{
+		{"reserve: one of a hundred is fresh", reserveRace},
+		{"reserve: the first one's answer", reserveAnswers},
+		{"record: what goes in comes out", recordRoundTrip},
+		{"record: newest wins in any order", recordMonotone},
+		{"record: final stays final in its generation", recordFinal},
+		{"record: delivered never reopens", recordDelivered},
+		{"record: attempts are never lost or doubled", recordAttempts},
+		{"record: unreserved", recordUnreserved},
+		{"find: reserved only, and nothing", findReservedOnly},
+		{"find: many", findMany},
+		{"list: filters", listFilters},
+		{"list: stable pages", listPages},
+		{"claim: verdicts", claimVerdicts},
+		{"claim: a record ends it", claimEndedByRecord},
+		{"claim: one of fifty", claimRace},
+		{"cancel", cancel},
+		{"resend", resend},
+		{"cancel, resend and claim at once", operateRace},
+		{"feed: once over two feeders", feedOnce},
+		{"feed: only what is far and due", feedChoice},
+		{"rescue", rescue},
+		{"merchants", merchants},
+		{"merchants: versions become visible in order", merchantVersions},
+		{"reservations: the proof's pages", proof},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			clock := &clock{at: Start}
+			c.test(&fixture{T: t, Ledger: open(t, clock.now), clock: clock})
+		})
+	}
+}
+
+// Start is when the suite's clock begins: not too far from today, so that partitions are where they would be.
+var Start = time.Now().UTC().Truncate(24 * time.Hour).Add(12 * time.Hour)
+
+// clock is a time that tests move.
+type clock struct {
+	mu sync.Mutex
+	at time.Time
+}
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.at
+}
+
+func (c *clock) advance(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at = c.at.Add(d)
+}
+
+// fixture is a ledger and what tests do with it all the time.
+type fixture struct {
+	*testing.T
+	Ledger
+	clock *clock
+}
+
+func (f *fixture) must(err error) {
+	f.Helper()
+	if err != nil {
+		f.Fatal(err)
+	}
+}
+
+// reserve reserves notifications as intake does.
+func (f *fixture) reserve(list ...*notification.Notification) {
+	f.Helper()
+	wanted := make([]ledger.Reservation, len(list))
+	for i, n := range list {
+		wanted[i] = ledger.Reservation{ID: n.ID, Digest: n.Digest, AcceptedAt: n.AcceptedAt}
+	}
+	_, err := f.Reserve(f.Context(), wanted)
+	f.must(err)
+}
+
+// record writes records and waits for all of them.
+func (f *fixture) record(records ...ledger.Record) {
+	f.Helper()
+	for _, err := range f.tryRecord(records...) {
+		f.must(err)
+	}
+}
+
+func (f *fixture) tryRecord(records ...ledger.Record) []error {
+	errs := make([]error, len(records))
+	var all sync.WaitGroup
+	for i, r := range records {
+		all.Add(1)
+		f.Record(f.Context(), r, func(err error) {
+			errs[i] = err
+			all.Done()
+		})
+	}
+	all.Wait()
+	return errs
+}
+
+// accept reserves and writes one.
+func (f *fixture) accept(n *notification.Notification) *notification.Notification {
+	f.Helper()
+	f.reserve(n)
+	f.record(ledger.Record{Notification: n, New: true})
+	return n
+}
+
+func (f *fixture) find(id notification.ID) *notification.Notification {
+	f.Helper()
+	n, _, err := f.Find(f.Context(), id)
+	f.must(err)
+	return n
+}
+
+func (f *fixture) claim(n *notification.Notification, until time.Time) (ledger.ClaimVerdict, time.Time) {
+	f.Helper()
+	v, at, err := f.Claim(f.Context(), claimOf(n, until))
+	f.must(err)
+	return v, at
+}
+
+func claimOf(n *notification.Notification, until time.Time) ledger.Claim {
+	return ledger.Claim{ID: n.ID, AcceptedAt: n.AcceptedAt, Generation: n.Generation, Attempts: n.Attempts, Until: until}
+}

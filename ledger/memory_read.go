@@ -1,0 +1,156 @@
+package ledger
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"notifyd/notification"
+)
+
+// Find does what Postgres.Find does.
+func (m *Memory) Find(ctx context.Context, id notification.ID) (*notification.Notification, []notification.Attempt, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	row, err := m.row(id)
+	if row == nil {
+		var n *notification.Notification
+		if r, reserved := m.reservations[id]; reserved {
+			n = reservedOnly(r)
+		}
+		return n, nil, fmt.Errorf("find %s: %w", id, err)
+	}
+	attempts := slices.Clone(row.attempts)
+	slices.SortStableFunc(attempts, func(a, b notification.Attempt) int {
+		return cmp.Or(cmp.Compare(a.Number, b.Number), a.StartedAt.Compare(b.StartedAt))
+	})
+	return row.read(), attempts, nil
+}
+
+// FindMany does what Postgres.FindMany does.
+func (m *Memory) FindMany(ctx context.Context, ids []notification.ID) (map[notification.ID]*notification.Notification, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	found := make(map[notification.ID]*notification.Notification, len(ids))
+	for _, id := range ids {
+		if row, err := m.row(id); err == nil {
+			found[id] = row.read()
+		}
+	}
+	return found, nil
+}
+
+// List does what Postgres.List does.
+func (m *Memory) List(ctx context.Context, f Filter, pageSize int, after Cursor) ([]*notification.Notification, Cursor, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, Cursor{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var page []*notification.Notification
+	for _, row := range m.rows {
+		place := placeOf(row.n)
+		if f.matches(row.n) && (after.IsZero() || place.before(after)) {
+			page = append(page, row.read())
+		}
+	}
+	slices.SortFunc(page, func(a, b *notification.Notification) int {
+		if placeOf(b).before(placeOf(a)) {
+			return -1
+		}
+		return 1
+	})
+	page, next := cutPage(page, clampPage(pageSize))
+	return page, next, nil
+}
+
+func placeOf(n *notification.Notification) Cursor { return Cursor{n.AcceptedAt, n.ID} }
+
+func (f Filter) matches(n *notification.Notification) bool {
+	for _, want := range [][2]string{
+		{f.MerchantID, n.MerchantID},
+		{f.OrderID, n.OrderID},
+		{f.Scene, n.Scene},
+		{f.BatchID, n.BatchID},
+		{f.Source, n.Source},
+		{string(f.Reason), string(n.Reason)},
+	} {
+		if want[0] != "" && want[0] != want[1] {
+			return false
+		}
+	}
+	return (len(f.States) == 0 || slices.Contains(f.States, n.State)) &&
+		(f.From.IsZero() || !n.AcceptedAt.Before(f.From)) && (f.To.IsZero() || n.AcceptedAt.Before(f.To))
+}
+
+// Feed does what Postgres.Feed does.
+func (m *Memory) Feed(ctx context.Context, horizon time.Time, limit int) ([]*notification.Notification, error) {
+	return m.sweep(ctx, limit, func(row *memoryRow) bool { return !row.fed && due(row.n.Progress, horizon) }, func(*memoryRow) {})
+}
+
+// Rescue does what Postgres.Rescue does.
+func (m *Memory) Rescue(ctx context.Context, overdueBefore, now time.Time, limit int) ([]*notification.Notification, error) {
+	forgotten := func(row *memoryRow) bool {
+		return due(row.n.Progress, overdueBefore) && row.n.NextAt.Before(overdueBefore) && !row.claimedUntil.After(now)
+	}
+	return m.sweep(ctx, limit, forgotten, func(row *memoryRow) { row.move(rescued(row.n.Progress, microseconds(now))) })
+}
+
+// sweep takes the earliest of those that match and marks them fed.
+func (m *Memory) sweep(ctx context.Context, limit int, match func(*memoryRow) bool, change func(*memoryRow)) ([]*notification.Notification, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var found []*memoryRow
+	for _, row := range m.rows {
+		if match(row) {
+			found = append(found, row)
+		}
+	}
+	slices.SortFunc(found, func(a, b *memoryRow) int { return a.n.NextAt.Compare(b.n.NextAt) })
+	var out []*notification.Notification
+	for _, row := range found[:min(limit, len(found))] {
+		change(row)
+		row.fed = true
+		out = append(out, row.read())
+	}
+	return out, nil
+}
+
+// Reservations does what Postgres.Reservations does.
+func (m *Memory) Reservations(ctx context.Context, from, to time.Time, after ProofCursor, limit int) ([]ProofRow, ProofCursor, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, ProofCursor{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var page []ProofRow
+	for _, r := range m.reservations {
+		if r.AcceptedAt.Before(from) || !to.IsZero() && !r.AcceptedAt.Before(to) || !after.before(Cursor{r.AcceptedAt, r.ID}) {
+			continue
+		}
+		row := ProofRow{ID: r.ID, AcceptedAt: r.AcceptedAt}
+		if known := m.rows[r.ID]; known != nil {
+			row.State, row.Resting, row.NextAt, row.Reason = known.n.State, known.n.Resting, known.n.NextAt, known.n.Reason
+		}
+		page = append(page, row)
+	}
+	slices.SortFunc(page, func(a, b ProofRow) int {
+		if (Cursor{a.AcceptedAt, a.ID}).before(Cursor{b.AcceptedAt, b.ID}) {
+			return -1
+		}
+		return 1
+	})
+	page, next := cutProof(page, max(limit, 1))
+	return page, next, nil
+}

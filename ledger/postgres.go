@@ -1,0 +1,140 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"notifyd/notification"
+)
+
+const maintenanceEvery = time.Hour
+
+// Postgres is the ledger. Its methods are safe for use from many goroutines.
+type Postgres struct {
+	cfg  Config
+	log  *zap.Logger
+	now  func() time.Time
+	pool *pgxpool.Pool
+
+	reservations *asks[Reservation, Reserved]
+	claims       *asks[Claim, claimAnswer]
+	writers      *writers
+
+	daysMu sync.Mutex
+	days   map[time.Time]bool // that have a partition, as far as known
+}
+
+// Open connects, migrates the schema and makes the partitions of the coming days. With Config.LateStart it succeeds also
+// while Postgres is away; until Run has caught up, methods fail.
+func Open(ctx context.Context, cfg Config) (*Postgres, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	settings, err := pgxpool.ParseConfig(cfg.URL)
+	if err != nil {
+		return nil, errors.New("open ledger: the url of the database cannot be read") // the cause may quote a password
+	}
+	settings.MaxConns = int32(cfg.MaxConns) //nolint:gosec // bounded by Validate in any sane use
+	maps.Copy(settings.ConnConfig.RuntimeParams, map[string]string{
+		"application_name":    "notifyd",
+		"timezone":            "UTC",
+		"client_min_messages": "warning",
+		"random_page_cost":    "1.1", // without it a few hundred lookups look dearer than reading a whole day
+		"enable_seqscan":      "off", // a plan made while a day was empty must not last until it is full
+		"jit":                 "off", // costs more than these short statements
+	})
+	pool, err := pgxpool.NewWithConfig(ctx, settings)
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	l := &Postgres{cfg: cfg, log: cfg.Log, now: cfg.Now, pool: pool, days: map[time.Time]bool{}}
+	l.reservations = newAsks(cfg.BatchRows, l.reserve)
+	l.claims = newAsks(cfg.BatchRows, l.claim)
+	l.writers = newWriters(l)
+	if err := l.prepare(ctx); err != nil {
+		if cfg.LateStart && classify(err) == faultPassing {
+			l.log.Warn("postgres is away; starting without it", zap.Error(err))
+			return l, nil
+		}
+		pool.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// prepare makes the schema and the partitions that writers need.
+func (l *Postgres) prepare(ctx context.Context) error {
+	if err := l.migrate(ctx); err != nil {
+		return err
+	}
+	today := dayOf(l.now())
+	var days []time.Time
+	for offset := -1; offset <= partitionsAhead; offset++ {
+		days = append(days, today.AddDate(0, 0, offset))
+	}
+	return l.makePartitions(ctx, days)
+}
+
+// Run writes what is recorded and maintains the partitions until ctx ends. Then it takes nothing more, writes what was
+// submitted for up to Config.Drain, and returns; whatever could not be written has been told so.
+func (l *Postgres) Run(ctx context.Context) error {
+	backoff := newBackoff()
+	for !l.knowsDays([]time.Time{dayOf(l.now())}) { // only after a late start
+		if err := l.prepare(ctx); err != nil && !backoff.wait(ctx) {
+			break
+		}
+	}
+	var group errgroup.Group
+	group.Go(func() error { return l.writers.run(ctx) })
+	group.Go(func() error { l.maintain(ctx); return nil })
+	return group.Wait()
+}
+
+// maintain keeps the partitions until ctx ends. Writers make what they miss, so a failure can wait an hour.
+func (l *Postgres) maintain(ctx context.Context) {
+	ticker := time.NewTicker(maintenanceEvery)
+	defer ticker.Stop()
+	for {
+		if err := l.MaintainPartitions(ctx, l.now()); err != nil && ctx.Err() == nil {
+			l.log.Error("partitions could not be maintained", zap.Error(err))
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Ping reports whether Postgres answers.
+func (l *Postgres) Ping(ctx context.Context) error {
+	if err := l.pool.Ping(ctx); err != nil {
+		return fmt.Errorf("ping ledger: %w", err)
+	}
+	return nil
+}
+
+// Close ends the ledger after Run has returned: it waits for the group commits in hand and closes the connections.
+func (l *Postgres) Close() {
+	l.writers.close()
+	l.reservations.Wait()
+	l.claims.Wait()
+	l.pool.Close()
+}
+
+func idsOf[T any](items []T, id func(T) notification.ID) [][16]byte {
+	out := make([][16]byte, len(items))
+	for i, item := range items {
+		out[i] = id(item)
+	}
+	return out
+}

@@ -1,0 +1,124 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"notifyd/notification"
+)
+
+// rows are encoded as COPY's binary format wants them. pgx's own CopyFrom takes each value as an interface: with 80
+// columns for a notification and its attempt that was most of what the writers cost.
+type rows struct {
+	buf   []byte
+	count int
+}
+
+// The format's frame, see "COPY" in Postgres' manual: a signature, no flags, no extension; at the end -1 for a row.
+var (
+	copyHeader  = []byte("PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+	copyTrailer = []byte{0xff, 0xff}
+	nullValue   = []byte{0xff, 0xff, 0xff, 0xff}
+)
+
+// postgresEpoch is 2000-01-01, from which Postgres counts microseconds.
+const postgresEpoch = 946_684_800_000_000
+
+// spareRows keep their memory from batch to batch; one that grew far beyond an ordinary batch is not kept.
+var spareRows = sync.Pool{New: func() any { return &rows{} }}
+
+func newRows() *rows {
+	r, ok := spareRows.Get().(*rows)
+	if !ok { // cannot be: nothing else is in there
+		r = &rows{}
+	}
+	r.buf, r.count = append(r.buf[:0], copyHeader...), 0
+	return r
+}
+
+func (r *rows) release() {
+	if cap(r.buf) <= 2*batchBytes {
+		spareRows.Put(r)
+	}
+}
+
+// begin starts a row; each value of it follows in the order of the columns.
+func (r *rows) begin(columns []string) {
+	r.buf = binary.BigEndian.AppendUint16(r.buf, uint16(len(columns))) //nolint:gosec // a few dozen
+	r.count++
+}
+
+func (r *rows) length(n int) { r.buf = binary.BigEndian.AppendUint32(r.buf, uint32(n)) } //nolint:gosec // bounded by the queue
+
+func (r *rows) null() { r.buf = append(r.buf, nullValue...) }
+
+func (r *rows) text(values ...string) {
+	for _, v := range values {
+		r.length(len(v))
+		r.buf = append(r.buf, v...)
+	}
+}
+
+func (r *rows) bytes(v []byte) {
+	r.length(len(v))
+	r.buf = append(r.buf, v...)
+}
+
+func (r *rows) smallint(values ...uint8) {
+	for _, v := range values {
+		r.buf = append(r.buf, 0, 0, 0, 2, 0, v)
+	}
+}
+
+// integer is checked before it comes here, see checkRecord.
+func (r *rows) integer(v int) {
+	r.length(4)
+	r.buf = binary.BigEndian.AppendUint32(r.buf, uint32(v)) //nolint:gosec // every bit pattern is wanted
+}
+
+func (r *rows) bigint(v int64) {
+	r.length(8)
+	r.buf = binary.BigEndian.AppendUint64(r.buf, uint64(v)) //nolint:gosec // every bit pattern is wanted
+}
+
+func (r *rows) boolean(v bool) {
+	r.buf = append(r.buf, 0, 0, 0, 1, 0)
+	if v {
+		r.buf[len(r.buf)-1] = 1
+	}
+}
+
+func (r *rows) uuid(id notification.ID) { r.bytes(id[:]) }
+
+func (r *rows) durations(values ...time.Duration) {
+	for _, v := range values {
+		r.bigint(v.Microseconds())
+	}
+}
+
+// instants are null for the zero time.
+func (r *rows) instants(values ...time.Time) {
+	for _, v := range values {
+		if v.IsZero() {
+			r.null()
+		} else {
+			r.bigint(v.UnixMicro() - postgresEpoch)
+		}
+	}
+}
+
+// copyTo sends the rows, once; none at all is fine.
+func (r *rows) copyTo(ctx context.Context, tx pgx.Tx, table string, columns []string) error {
+	if r.count == 0 {
+		return nil
+	}
+	r.buf = append(r.buf, copyTrailer...)
+	_, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(r.buf), "copy "+table+" ("+strings.Join(columns, ", ")+") from stdin binary")
+	return err
+}

@@ -1,0 +1,117 @@
+package ledger
+
+import (
+	"cmp"
+	"time"
+
+	"notifyd/notification"
+)
+
+// The rules of what may follow what, without I/O. Memory runs them as they stand; Postgres' upsert (store.go) and Rescue
+// (sweep.go) say the same in SQL; package ledgertest holds both to it.
+
+// ResendLease is how long the engine has to publish what it has resent or rescued before the sweep takes it up again.
+const ResendLease = 2 * time.Minute
+
+// compareProgress orders by (generation, attempts, updated at).
+func compareProgress(a, b notification.Progress) int {
+	return cmp.Or(cmp.Compare(a.Generation, b.Generation), cmp.Compare(a.Attempts, b.Attempts), a.UpdatedAt.Compare(b.UpdatedAt))
+}
+
+// advance is what a row says after a record came, and whether that is anything new (P12: final is final).
+func advance(stored, incoming notification.Progress) (notification.Progress, bool) {
+	if stored.State == notification.StateDelivered {
+		// A resend of a delivered one: it counts, but it never reopens or resettles.
+		if cmp.Or(cmp.Compare(incoming.Generation, stored.Generation), cmp.Compare(incoming.Attempts, stored.Attempts)) <= 0 {
+			return stored, false
+		}
+		stored.Generation, stored.Attempts, stored.Step = incoming.Generation, incoming.Attempts, incoming.Step
+		stored.WindowFrom, stored.UpdatedAt = incoming.WindowFrom, incoming.UpdatedAt
+		return stored, true
+	}
+	if incoming.Generation != stored.Generation {
+		return pick(stored, incoming, incoming.Generation > stored.Generation)
+	}
+	return pick(stored, incoming, !stored.State.Final() && compareProgress(incoming, stored) >= 0)
+}
+
+func pick(stored, incoming notification.Progress, replace bool) (notification.Progress, bool) {
+	if replace {
+		return incoming, true
+	}
+	return stored, false
+}
+
+// verdict says whether an attempt may be made now.
+func verdict(stored notification.Progress, claimedUntil time.Time, c Claim, now time.Time) ClaimVerdict {
+	switch {
+	case stored.Generation > c.Generation, stored.Generation == c.Generation && stored.Attempts > c.Attempts:
+		return ClaimStale
+	case stored.Generation < c.Generation, stored.Attempts < c.Attempts:
+		return ClaimBehind
+	case stored.State.Final() && (!c.AllowFinal || stored.State != notification.StateDelivered):
+		return ClaimStale
+	case claimedUntil.After(now):
+		return ClaimBusy
+	case !claimedUntil.IsZero():
+		return ClaimGrantedAfterLapse
+	default:
+		return ClaimGranted
+	}
+}
+
+// canceled is the progress after a cancellation.
+func canceled(p notification.Progress, claimedUntil, now time.Time) (notification.Progress, error) {
+	switch {
+	case p.State.Final():
+		return p, ErrFinal
+	case claimedUntil.After(now):
+		return p, ErrInFlight
+	}
+	p.Settle(notification.StateCanceled, notification.ReasonCanceled, notification.SettledByOperator, now)
+	p.Generation++
+	return p, nil
+}
+
+// resent is the progress after an operator asked for another attempt. A lapsed claim stays: its attempt is still to be
+// recorded as interrupted.
+func resent(p notification.Progress, claimedUntil, now time.Time) (notification.Progress, error) {
+	if claimedUntil.After(now) {
+		return p, ErrInFlight
+	}
+	p.Generation++
+	p.Step, p.WindowFrom = 0, time.Time{}
+	p.DeferredFor, p.DeferredSince, p.Resting = 0, time.Time{}, false
+	p.UpdatedAt = now
+	if p.State == notification.StateDelivered {
+		return p, nil
+	}
+	p.State, p.Reason, p.NextAt = notification.StateRetrying, notification.ReasonResend, now.Add(ResendLease)
+	p.SettledAt, p.SettledBy = time.Time{}, ""
+	return p, nil
+}
+
+// rescued is the progress of what the sweep found overdue; its place in the schedule stays.
+func rescued(p notification.Progress, now time.Time) notification.Progress {
+	p.Generation++
+	p.Reason, p.NextAt, p.UpdatedAt = notification.ReasonSweep, now.Add(ResendLease), now
+	return p
+}
+
+// due reports whether the sweep may look at it at all.
+func due(p notification.Progress, horizon time.Time) bool {
+	return !p.State.Final() && !p.Resting && !p.NextAt.IsZero() && !p.NextAt.After(horizon)
+}
+
+// fedAtWrite says whether the engine publishes the due time itself, so that Feed leaves the row alone.
+func fedAtWrite(p notification.Progress, now time.Time, window time.Duration) bool {
+	return p.NextAt.IsZero() || !p.NextAt.After(now.Add(window))
+}
+
+// microseconds is an instant as the ledger keeps it: in UTC, without what Postgres cannot hold.
+func microseconds(t time.Time) time.Time {
+	if t.IsZero() {
+		return time.Time{}
+	}
+	return t.UTC().Truncate(time.Microsecond)
+}

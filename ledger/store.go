@@ -1,0 +1,200 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"notifyd/notification"
+)
+
+// store writes a batch in one transaction: what is new by COPY, the rest as an upsert, attempts by COPY. careful takes
+// nothing for granted: everything goes through upserts.
+func (l *Postgres) store(ctx context.Context, batch []*pending, careful bool) error {
+	if days := daysOf(batch); !l.knowsDays(days) {
+		if err := l.makePartitions(ctx, days); err != nil {
+			return err
+		}
+	}
+	return pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		if err := settleAcceptance(ctx, tx, batch, careful); err != nil {
+			return err
+		}
+		r := l.encode(batch, careful)
+		defer r.release()
+		if err := r.fresh.copyTo(ctx, tx, "notifications", writeColumns); err != nil {
+			return err
+		}
+		for _, wave := range r.known {
+			if err := upsert(ctx, tx, wave); err != nil {
+				return err
+			}
+		}
+		if careful {
+			return addAttempts(ctx, tx, r.attempts)
+		}
+		return r.attempts.copyTo(ctx, tx, "attempts", attemptColumns)
+	})
+}
+
+// batchRows is a batch as rows.
+type batchRows struct {
+	fresh    *rows   // notifications that should have no row yet
+	known    []*rows // the others, in waves: a statement cannot write a row twice, and the order of records is kept
+	attempts *rows
+}
+
+func (l *Postgres) encode(batch []*pending, careful bool) *batchRows {
+	r := &batchRows{fresh: newRows(), attempts: newRows()}
+	now := l.now()
+	seen := make(map[notification.ID]int, len(batch))
+	for _, p := range batch {
+		n := p.Notification
+		to := r.fresh
+		if wave := seen[n.ID]; wave > 0 || !p.New || careful {
+			for len(r.known) <= wave {
+				r.known = append(r.known, newRows())
+			}
+			to = r.known[wave]
+		}
+		seen[n.ID]++
+		to.notification(n, p.acceptedAt, fedAtWrite(n.Progress, now, l.cfg.Window))
+		for i := range p.Attempts {
+			r.attempts.attempt(n, p.acceptedAt, &p.Attempts[i])
+		}
+	}
+	return r
+}
+
+func (r *batchRows) release() {
+	for _, spare := range append(r.known, r.fresh, r.attempts) {
+		spare.release()
+	}
+}
+
+// settleAcceptance finds out under which acceptance each record is kept: the reservation's, which is the same for all
+// nodes. A missing reservation is made, so that whatever has a row is found by its id. It spares records that come
+// straight from a reservation of this node's own.
+func settleAcceptance(ctx context.Context, tx pgx.Tx, batch []*pending, careful bool) error {
+	unsettled := map[notification.ID][]*pending{}
+	for _, p := range batch {
+		if !p.New || p.Unreserved || careful {
+			unsettled[p.Notification.ID] = append(unsettled[p.Notification.ID], p)
+		}
+	}
+	other := map[notification.ID]error{}
+	settle := func(r Reservation) {
+		for _, p := range unsettled[r.ID] {
+			if digest := p.Notification.Digest; digest != r.Digest && digest != [32]byte{} {
+				other[r.ID] = errOtherContent
+			}
+			p.acceptedAt = r.AcceptedAt // should that day's partition be missing, the insert says so
+		}
+		delete(unsettled, r.ID)
+	}
+	if err := readUnsettled(ctx, tx, unsettled, settle); err != nil {
+		return err
+	}
+	if len(unsettled) > 0 {
+		if err := addReservations(ctx, tx, unsettled); err != nil {
+			return err
+		}
+		if err := readUnsettled(ctx, tx, unsettled, settle); err != nil {
+			return err
+		}
+	}
+	if len(other) > 0 {
+		return &otherContentError{other}
+	}
+	return nil
+}
+
+var errOtherContent = errors.New("other content was accepted under the same id")
+
+func readUnsettled(ctx context.Context, tx pgx.Tx, unsettled map[notification.ID][]*pending, settle func(Reservation)) error {
+	if len(unsettled) == 0 {
+		return nil
+	}
+	return readReservations(ctx, tx, idsOf(slices.Collect(maps.Keys(unsettled)), func(id notification.ID) notification.ID { return id }), settle)
+}
+
+// addReservations makes one for each id, by the first of its records.
+func addReservations(ctx context.Context, tx pgx.Tx, missing map[notification.ID][]*pending) error {
+	var ids [][16]byte
+	var digests [][]byte
+	var times []time.Time
+	for id, records := range missing {
+		ids = append(ids, id)
+		digests = append(digests, records[0].Notification.Digest[:])
+		times = append(times, records[0].acceptedAt)
+	}
+	_, err := tx.Exec(ctx, `insert into reservations (id, digest, accepted_at)
+		select * from unnest($1::uuid[], $2::bytea[], $3::timestamptz[]) as r(id, digest, accepted_at) order by r.id
+		on conflict (id) do nothing`, ids, digests, times)
+	return err
+}
+
+// upsertStatement says in SQL what advance says in Go (P12). What was frozen at acceptance never changes. Rows are
+// locked in the order of ids, as by everybody.
+var upsertStatement = func() string {
+	const newer = `(excluded.generation, excluded.attempts, excluded.updated_at) > (n.generation, n.attempts, n.updated_at)`
+	// A delivered one counts its resends but stays as it was settled.
+	counts := map[string]bool{"generation": true, "attempts": true, "step": true, "window_from": true, "updated_at": true}
+	set := []string{`claimed_until = case when ` + newer + ` then null else n.claimed_until end`}
+	for _, column := range append([]string{"fed"}, progressColumns...) {
+		if counts[column] {
+			set = append(set, fmt.Sprintf(`%s = excluded.%[1]s`, column))
+		} else {
+			set = append(set, fmt.Sprintf(`%s = case when n.state = %d then n.%[1]s else excluded.%[1]s end`, column, notification.StateDelivered))
+		}
+	}
+	columns := strings.Join(writeColumns, ", ")
+	return fmt.Sprintf(`insert into notifications as n (%s) select %[1]s from incoming_notifications order by id
+		on conflict (accepted_at, id) do update set %s
+		where (n.state = %d and (excluded.generation, excluded.attempts) > (n.generation, n.attempts))
+		or (n.state <> %[3]d and (excluded.generation > n.generation or (excluded.generation = n.generation
+			and n.state in (1, 2, 3) and (excluded.attempts, excluded.updated_at) >= (n.attempts, n.updated_at))))`,
+		columns, strings.Join(set, ", "), notification.StateDelivered)
+}()
+
+// upsert writes a wave. It goes through a table of the session: COPY carries rows cheaper than arrays do, and encodes them the same way.
+func upsert(ctx context.Context, tx pgx.Tx, r *rows) error {
+	if r.count == 0 {
+		return nil
+	}
+	if err := copyIncoming(ctx, tx, "notifications", writeColumns, r); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, upsertStatement); err != nil {
+		return err
+	}
+	_, err := tx.Exec(ctx, `delete from incoming_notifications`) // for the next wave
+	return err
+}
+
+func addAttempts(ctx context.Context, tx pgx.Tx, r *rows) error {
+	if r.count == 0 {
+		return nil
+	}
+	if err := copyIncoming(ctx, tx, "attempts", attemptColumns, r); err != nil {
+		return err
+	}
+	columns := strings.Join(attemptColumns, ", ")
+	_, err := tx.Exec(ctx, `insert into attempts (`+columns+`) select `+columns+` from incoming_attempts on conflict do nothing`)
+	return err
+}
+
+// copyIncoming fills a table that is this session's own and empty again after each transaction.
+func copyIncoming(ctx context.Context, tx pgx.Tx, table string, columns []string, r *rows) error {
+	_, err := tx.Exec(ctx, fmt.Sprintf(`create temporary table if not exists incoming_%s (like %[1]s including defaults) on commit delete rows`, table))
+	if err != nil {
+		return err
+	}
+	return r.copyTo(ctx, tx, "incoming_"+table, columns)
+}

@@ -1,0 +1,131 @@
+package ledger
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"notifyd/notification"
+)
+
+// Reservation asks for an id: that it was accepted, with which content, and when.
+type Reservation struct {
+	ID         notification.ID
+	Digest     [32]byte
+	AcceptedAt time.Time
+}
+
+// Reserved is what the ledger knows of a reserved id: what was asked when Fresh, else what was there first.
+type Reserved struct {
+	Fresh      bool
+	Digest     [32]byte
+	AcceptedAt time.Time
+}
+
+// Record is a snapshot of a notification on its way, with the attempts that are new in it.
+type Record struct {
+	Notification *notification.Notification // with its Progress; nobody may change it any more
+	Attempts     []notification.Attempt
+	New          bool // a hint: there is no row yet. It decides how the row is written, not what is in it
+	// Unreserved says that the notification was accepted without a reservation (Postgres was away): it is looked up and made
+	// now. When another node has accepted the same id meanwhile, its acceptance counts; other content under the same id is
+	// quarantined. A record that is not New is looked up anyway.
+	Unreserved bool
+}
+
+// Claim asks whether an attempt may be made: nobody else is making it, and nothing has made it void.
+type Claim struct {
+	ID         notification.ID
+	AcceptedAt time.Time
+	Generation int64
+	Attempts   int       // made so far, as the claimer knows it
+	Until      time.Time // when the claim lapses if no record comes
+	AllowFinal bool      // a resend of a delivered one
+}
+
+// ClaimVerdict answers a claim.
+type ClaimVerdict uint8
+
+// The verdicts.
+const (
+	ClaimGranted ClaimVerdict = 1
+	// ClaimGrantedAfterLapse: an earlier claim lapsed without an outcome; the caller records an interrupted attempt for it.
+	ClaimGrantedAfterLapse ClaimVerdict = 2
+	// ClaimStale: the generation or the attempts have moved on, or it is final.
+	ClaimStale ClaimVerdict = 3
+	// ClaimBusy: somebody else's claim is alive until the time returned.
+	ClaimBusy ClaimVerdict = 4
+	// ClaimNoRow: nothing but perhaps a reservation is there.
+	ClaimNoRow ClaimVerdict = 5
+	// ClaimBehind: the row has not heard of the attempts that the claimer knows of; their record is still on its way.
+	ClaimBehind ClaimVerdict = 6
+)
+
+// Filter narrows a list; zero values do not.
+type Filter struct {
+	MerchantID, OrderID, Scene, BatchID, Source string
+
+	States   []notification.State
+	Reason   notification.Reason
+	From, To time.Time // accepted in [From, To)
+}
+
+// Cursor is a place in a list, newest first, or in the reservations, oldest first. The zero value is the start, and
+// after the last page the end.
+type Cursor struct {
+	AcceptedAt time.Time
+	ID         notification.ID
+}
+
+// IsZero reports whether it is the start or the end.
+func (c Cursor) IsZero() bool { return c.AcceptedAt.IsZero() }
+
+// String is a page token; empty for the zero value.
+func (c Cursor) String() string {
+	if c.IsZero() {
+		return ""
+	}
+	raw := binary.BigEndian.AppendUint64(nil, uint64(c.AcceptedAt.UnixMicro()))
+	return base64.RawURLEncoding.EncodeToString(append(raw, c.ID[:]...))
+}
+
+// ErrBadCursor is returned for a text that no Cursor has.
+var ErrBadCursor = errors.New("parse page token: not one of ours")
+
+// ParseCursor reads a page token.
+func ParseCursor(token string) (Cursor, error) {
+	if token == "" {
+		return Cursor{}, nil
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil || len(raw) != 8+len(notification.ID{}) {
+		return Cursor{}, ErrBadCursor
+	}
+	micros := int64(binary.BigEndian.Uint64(raw)) //nolint:gosec // every bit pattern is wanted
+	c := Cursor{AcceptedAt: time.UnixMicro(micros).UTC(), ID: notification.ID(raw[8:])}
+	if c.AcceptedAt.Year() < minYear || c.AcceptedAt.Year() > maxYear {
+		return Cursor{}, ErrBadCursor
+	}
+	return c, nil
+}
+
+// before orders by (accepted at, id).
+func (c Cursor) before(other Cursor) bool {
+	return cmp.Or(c.AcceptedAt.Compare(other.AcceptedAt), bytes.Compare(c.ID[:], other.ID[:])) < 0
+}
+
+// ProofCursor is a place among the reservations.
+type ProofCursor = Cursor
+
+// ProofRow is one reservation and what the ledger knows of it.
+type ProofRow struct {
+	ID         notification.ID
+	AcceptedAt time.Time
+	State      notification.State // zero: no row
+	Resting    bool
+	NextAt     time.Time
+	Reason     notification.Reason
+}

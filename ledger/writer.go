@@ -1,0 +1,204 @@
+package ledger
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+)
+
+const (
+	batchBytes     = 8 << 20 // of bodies in one transaction
+	recordOverhead = 1 << 10 // of a record beside its bodies
+	smallBatch     = 20      // a batch below BatchRows/smallBatch waits Linger for company
+)
+
+// writers are the goroutines that write records in batches, each the records of its own ids: two records of one id are
+// never written in another order than they came.
+type writers struct {
+	l       *Postgres
+	lanes   []chan *pending
+	room    *semaphore.Weighted // bytes that may be queued
+	started atomic.Bool
+
+	gate   sync.RWMutex  // held for reading while a record is handed over
+	shut   chan struct{} // closed first, then the lanes under gate
+	closed bool
+}
+
+// pending is a record on its way into the ledger. It is owned by the writer that took it from its lane.
+type pending struct {
+	Record
+	recorded   func(error)
+	size       int64
+	acceptedAt time.Time // under which it is stored; a reservation that was there first decides
+}
+
+func newWriters(l *Postgres) *writers {
+	w := &writers{l: l, room: semaphore.NewWeighted(l.cfg.QueueBytes), shut: make(chan struct{})}
+	for range l.cfg.Writers {
+		w.lanes = append(w.lanes, make(chan *pending, 2*l.cfg.BatchRows))
+	}
+	return w
+}
+
+// Record hands a snapshot to the writers and returns. recorded is called exactly once: with nil when it is durable, with a
+// *QuarantinedError when Postgres refuses it, with ErrClosed when the ledger ends first; from a writer's goroutine,
+// which must not be held up. While Postgres is away it is not called at all: the writers go on trying. Record blocks while
+// the queue is full; when ctx ends meanwhile, recorded is called at once with its error.
+func (l *Postgres) Record(ctx context.Context, r Record, recorded func(error)) {
+	l.writers.submit(ctx, &pending{Record: r, recorded: recorded})
+}
+
+// Queued is the number of records that wait to be written.
+func (l *Postgres) Queued() int {
+	queued := 0
+	for _, lane := range l.writers.lanes {
+		queued += len(lane)
+	}
+	return queued
+}
+
+func (w *writers) submit(ctx context.Context, p *pending) {
+	if p.Notification == nil {
+		p.recorded(errors.New("record: no notification"))
+		return
+	}
+	p.acceptedAt = microseconds(p.Notification.AcceptedAt)
+	p.size = min(sizeOf(p.Record), w.l.cfg.QueueBytes)
+	if err := w.enqueue(ctx, p); err != nil {
+		p.recorded(err)
+	}
+}
+
+func (w *writers) enqueue(ctx context.Context, p *pending) error {
+	w.gate.RLock()
+	defer w.gate.RUnlock()
+	if w.closed {
+		return ErrClosed
+	}
+	if err := w.room.Acquire(ctx, p.size); err != nil {
+		return err
+	}
+	id := p.Notification.ID
+	lane := w.lanes[binary.BigEndian.Uint32(id[:4])%uint32(len(w.lanes))] //nolint:gosec // at most 64
+	select {
+	case lane <- p:
+		return nil
+	case <-w.shut:
+		w.room.Release(p.size)
+		return ErrClosed
+	case <-ctx.Done():
+		w.room.Release(p.size)
+		return ctx.Err()
+	}
+}
+
+// finish tells how a record ended and gives its room back.
+func (w *writers) finish(p *pending, err error) {
+	w.room.Release(p.size)
+	p.recorded(err)
+}
+
+// run writes until ctx ends, then takes nothing more and writes what is there for up to Config.Drain.
+func (w *writers) run(ctx context.Context) error {
+	if !w.started.CompareAndSwap(false, true) {
+		return errors.New("run ledger: it has been run before")
+	}
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	var writing sync.WaitGroup
+	for _, lane := range w.lanes {
+		writing.Go(func() {
+			for batch := w.next(lane); batch != nil; batch = w.next(lane) {
+				w.write(work, batch)
+			}
+		})
+	}
+	<-ctx.Done()
+	defer time.AfterFunc(w.l.cfg.Drain, stop).Stop()
+	w.shutLanes()
+	writing.Wait()
+	return nil
+}
+
+// close fails what was submitted when nobody ever ran the writers.
+func (w *writers) close() {
+	if !w.started.CompareAndSwap(false, true) {
+		return
+	}
+	var failing sync.WaitGroup
+	for _, lane := range w.lanes {
+		failing.Go(func() {
+			for p := range lane {
+				w.finish(p, ErrClosed)
+			}
+		})
+	}
+	w.shutLanes()
+	failing.Wait()
+}
+
+// shutLanes ends the lanes after everybody who was handing something over is through.
+func (w *writers) shutLanes() {
+	close(w.shut)
+	w.gate.Lock() // writers go on meanwhile, so whoever waits for room gets it
+	defer w.gate.Unlock()
+	w.closed = true
+	for _, lane := range w.lanes {
+		close(lane)
+	}
+}
+
+// next takes whatever is queued; nil when the lane has ended.
+func (w *writers) next(lane <-chan *pending) []*pending {
+	first, open := <-lane
+	if !open {
+		return nil
+	}
+	batch, size := []*pending{first}, first.size
+	var linger *time.Timer
+	for len(batch) < w.l.cfg.BatchRows && size < batchBytes {
+		select {
+		case p, open := <-lane:
+			if !open {
+				return batch
+			}
+			batch, size = append(batch, p), size+p.size
+			continue
+		default:
+		}
+		if w.l.cfg.Linger < 0 || len(batch) > w.l.cfg.BatchRows/smallBatch {
+			return batch
+		}
+		if linger == nil {
+			linger = time.NewTimer(w.l.cfg.Linger)
+			defer linger.Stop()
+		}
+		select {
+		case p, open := <-lane:
+			if !open {
+				return batch
+			}
+			batch, size = append(batch, p), size+p.size
+		case <-linger.C:
+			return batch
+		}
+	}
+	return batch
+}
+
+func sizeOf(r Record) int64 {
+	size := recordOverhead + len(r.Notification.Body)
+	for i := range r.Attempts {
+		size += recordOverhead + len(r.Attempts[i].Request.Body)
+		if answer := r.Attempts[i].Response; answer != nil {
+			size += len(answer.Body)
+		}
+	}
+	return int64(size)
+}

@@ -1,0 +1,190 @@
+package retry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"notifyd/internal/groupcommit"
+	"notifyd/notification"
+	"notifyd/notification/envelope"
+)
+
+// Config of the delay window and the sweep.
+type Config struct {
+	// Window is how far ahead JetStream keeps schedules; what is due later rests in the ledger until the sweep feeds it.
+	Window time.Duration `yaml:"window"`
+	// SweepEvery is the time between two looks into the ledger.
+	SweepEvery time.Duration `yaml:"sweep_every"`
+	// Grace is how long something may be overdue before the sweep puts it back on its way.
+	Grace time.Duration `yaml:"grace"`
+	// Replicas of each stream.
+	Replicas int `yaml:"replicas"`
+	// PublishTimeout bounds one publish.
+	PublishTimeout time.Duration `yaml:"publish_timeout"`
+}
+
+// DefaultConfig is used where the operator sets nothing.
+func DefaultConfig() Config {
+	return Config{
+		Window: 10 * time.Minute, SweepEvery: 2 * time.Second, Grace: 2 * time.Minute, Replicas: 1,
+		PublishTimeout: 5 * time.Second,
+	}
+}
+
+// Validate names the first key that has a value nobody can work with.
+func (c Config) Validate() error {
+	switch {
+	case c.Window < time.Second:
+		return fmt.Errorf("retry.window: %s: must be at least 1s", c.Window)
+	case c.SweepEvery < 10*time.Millisecond || c.SweepEvery > c.Window/2:
+		return fmt.Errorf("retry.sweep_every: %s: must be 10ms to half the window (%s)", c.SweepEvery, c.Window/2)
+	case c.Grace < time.Second:
+		return fmt.Errorf("retry.grace: %s: must be at least 1s", c.Grace)
+	case c.Replicas < 1 || c.Replicas > 5:
+		return fmt.Errorf("retry.replicas: %d: must be 1 to 5", c.Replicas)
+	case c.PublishTimeout < 100*time.Millisecond:
+		return fmt.Errorf("retry.publish_timeout: %s: must be at least 100ms", c.PublishTimeout)
+	}
+	return nil
+}
+
+// Delay keeps work in JetStream message schedules until it is due. There is one schedule an id: the newest counts.
+type Delay struct {
+	cfg     Config
+	js      jetstream.JetStream
+	streams [envelope.RetryStreams]jetstream.Stream
+	publish [envelope.RetryStreams]*groupcommit.Batcher[*nats.Msg]
+}
+
+// NewDelay makes the retry streams where they are missing.
+func NewDelay(ctx context.Context, cfg Config, js jetstream.JetStream) (*Delay, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	d := &Delay{cfg: cfg, js: js}
+	for i := range d.streams {
+		stream, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+			Name: envelope.RetryStream(i), Subjects: envelope.RetrySubjects(i), Retention: jetstream.WorkQueuePolicy,
+			Storage: jetstream.FileStorage, Replicas: cfg.Replicas, AllowMsgSchedules: true, AllowDirect: true,
+			// No bound of its own: the server allows schedules only with DiscardOld, which would lose some at the bound. Every
+			// schedule has a row, so the number is bounded by the window, and the server's storage limit refuses the rest.
+		})
+		if err != nil {
+			return nil, fmt.Errorf("make stream %s: %w", envelope.RetryStream(i), err)
+		}
+		d.streams[i] = stream
+		d.publish[i] = groupcommit.New(groupcommit.AtMost[*nats.Msg](256), func(msgs []*nats.Msg) []error {
+			return d.publishAll(context.WithoutCancel(ctx), msgs)
+		})
+	}
+	return d, nil
+}
+
+// Within reports whether an instant lies in the window that JetStream keeps.
+func (d *Delay) Within(at, now time.Time) bool { return at.Sub(now) <= d.cfg.Window }
+
+// Delay makes w due at its NextAt; an earlier schedule of the same id is replaced. It returns when that is durable.
+func (d *Delay) Delay(ctx context.Context, w notification.Work) error {
+	result := make(chan error, 1)
+	d.DelayThen(w, func(err error) { result <- err })
+	select {
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// DelayThen is Delay without waiting; delayed is called once.
+func (d *Delay) DelayThen(w notification.Work, delayed func(error)) {
+	shard := notification.ShardOf(w.Route.IsolationKey)
+	data, err := envelope.Encode([]notification.Work{w})
+	if err != nil {
+		delayed(err)
+		return
+	}
+	msg := &nats.Msg{Subject: envelope.DelaySubject(shard, w.ID), Data: data, Header: nats.Header{
+		// Not the client's helper: it cuts the instant to whole seconds and so fires early.
+		"Nats-Schedule":        {"@at " + w.NextAt.UTC().Format(time.RFC3339Nano)},
+		"Nats-Schedule-Target": {envelope.DueSubject(shard)},
+	}}
+	d.publish[shard%envelope.RetryStreams].Add(msg, delayed)
+}
+
+// Now makes w due at once, without a schedule.
+func (d *Delay) Now(ctx context.Context, w notification.Work) error {
+	shard := notification.ShardOf(w.Route.IsolationKey)
+	data, err := envelope.Encode([]notification.Work{w})
+	if err != nil {
+		return err
+	}
+	return d.publish[shard%envelope.RetryStreams].Do(ctx, &nats.Msg{Subject: envelope.DueSubject(shard), Data: data})
+}
+
+// Cancel removes the schedule of an id, if there is one. What has come due already is refused by the claim.
+func (d *Delay) Cancel(ctx context.Context, w notification.Work) error {
+	shard := notification.ShardOf(w.Route.IsolationKey)
+	err := d.streams[shard%envelope.RetryStreams].Purge(ctx, jetstream.WithPurgeSubject(envelope.DelaySubject(shard, w.ID)))
+	if err != nil {
+		return fmt.Errorf("cancel schedule: %w", err)
+	}
+	return nil
+}
+
+// Wait returns when everything that was handed over has been published or has failed.
+func (d *Delay) Wait() {
+	for _, p := range d.publish {
+		p.Wait()
+	}
+}
+
+// publishAll pipelines a batch: all are sent, then all acknowledgements are awaited.
+func (d *Delay) publishAll(ctx context.Context, msgs []*nats.Msg) []error {
+	errs := make([]error, len(msgs))
+	futures := make([]jetstream.PubAckFuture, len(msgs))
+	for i, msg := range msgs {
+		futures[i], errs[i] = d.js.PublishMsgAsync(msg)
+	}
+	timer := time.NewTimer(d.cfg.PublishTimeout)
+	defer timer.Stop()
+	expired := false
+	for i, f := range futures {
+		if errs[i] == nil {
+			errs[i], expired = awaitAck(ctx, f, timer.C, expired)
+		}
+		if errs[i] != nil {
+			errs[i] = fmt.Errorf("publish to %s: %w", msgs[i].Subject, errs[i])
+		}
+	}
+	return errs
+}
+
+var errNoAck = errors.New("no acknowledgement in time")
+
+func awaitAck(ctx context.Context, f jetstream.PubAckFuture, timeout <-chan time.Time, expired bool) (error, bool) { //nolint:revive // the error is one future's, the flag is the batch's
+	if expired {
+		select {
+		case <-f.Ok():
+			return nil, true
+		case err := <-f.Err():
+			return err, true
+		default:
+			return errNoAck, true
+		}
+	}
+	select {
+	case <-f.Ok():
+		return nil, false
+	case err := <-f.Err():
+		return err, false
+	case <-timeout:
+		return errNoAck, true
+	case <-ctx.Done():
+		return context.Cause(ctx), true
+	}
+}

@@ -1,0 +1,103 @@
+package retry
+
+import (
+	"context"
+	"time"
+
+	"go.uber.org/zap"
+
+	"notifyd/notification"
+)
+
+// DueIndex is what the sweep asks of the ledger.
+type DueIndex interface {
+	// Feed returns notifications whose next attempt enters the window, each once, and marks them as fed.
+	Feed(ctx context.Context, horizon time.Time, limit int) ([]*notification.Notification, error)
+	// Rescue returns notifications that are overdue though they were fed, under a new generation.
+	Rescue(ctx context.Context, overdueBefore, now time.Time, limit int) ([]*notification.Notification, error)
+}
+
+// Sweep feeds the delay window from the ledger's due index, and puts back on its way what got lost.
+type Sweep struct {
+	cfg   Config
+	index DueIndex
+	delay *Delay
+	log   *zap.Logger
+}
+
+// NewSweep returns a sweep.
+func NewSweep(cfg Config, index DueIndex, delay *Delay, log *zap.Logger) *Sweep {
+	return &Sweep{cfg: cfg, index: index, delay: delay, log: log}
+}
+
+// sweepBatch bounds one look into the ledger; a full batch is followed by another at once.
+const sweepBatch = 1000
+
+// Run sweeps until ctx ends.
+func (s *Sweep) Run(ctx context.Context) error {
+	tick := time.NewTicker(s.cfg.SweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			if err := s.Once(ctx, now.UTC()); err != nil && ctx.Err() == nil {
+				s.log.Warn("sweep failed; the next one tries again", zap.Error(err))
+			}
+		}
+	}
+}
+
+// Once feeds and rescues until there is nothing left to do.
+func (s *Sweep) Once(ctx context.Context, now time.Time) error {
+	for {
+		// Fed a little ahead of the window's edge, so that nothing is due before it has been fed.
+		fed, err := s.index.Feed(ctx, now.Add(s.cfg.Window-s.cfg.SweepEvery), sweepBatch)
+		if err != nil {
+			return err
+		}
+		if err := s.schedule(ctx, fed, notification.TriggerAuto); err != nil {
+			return err // what was fed and not scheduled is overdue by and by, and is rescued
+		}
+		if len(fed) < sweepBatch {
+			break
+		}
+	}
+	for {
+		rescued, err := s.index.Rescue(ctx, now.Add(-s.cfg.Grace), now, sweepBatch)
+		if err != nil {
+			return err
+		}
+		if len(rescued) > 0 {
+			s.log.Warn("sweep found overdue notifications and put them back on their way", zap.Int("rescued", len(rescued)), zap.Stringer("first", rescued[0].ID))
+		}
+		for _, n := range rescued {
+			if err := s.delay.Now(ctx, notification.Work{Notification: n, Trigger: notification.TriggerSweep}); err != nil {
+				return err
+			}
+		}
+		if len(rescued) < sweepBatch {
+			return nil
+		}
+	}
+}
+
+func (s *Sweep) schedule(ctx context.Context, due []*notification.Notification, trigger notification.Trigger) error {
+	results := make(chan error, len(due))
+	for _, n := range due {
+		s.delay.DelayThen(notification.Work{Notification: n, Trigger: trigger}, func(err error) { results <- err })
+	}
+	var first error
+	for range due {
+		select {
+		case err := <-results:
+			if err != nil && first == nil {
+				first = err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return first
+}
