@@ -160,15 +160,16 @@ func (l *Lane) open(ctx context.Context, msg jetstream.Msg) {
 		w.Claim = isDue
 		w.Interrupted = isDue && w.Route.Lane == notification.LaneSync && w.Attempts == 0
 	}
-	known, err := l.lookUp(ctx, works, meta.NumDelivered > 1)
+	again := meta.NumDelivered > 1 || meta.Sequence.Stream <= l.suspect[meta.Stream]
+	known, err := l.lookUp(ctx, works, again)
 	for _, w := range works {
 		settled := func(err error) { l.settle(ctx, m, err) }
 		if err != nil {
 			settled(err)
 			continue
 		}
-		if _, again := known[w.ID]; again || meta.NumDelivered > 1 {
-			l.takeUp(ctx, w, known[w.ID], meta.NumDelivered > 1, settled)
+		if row := known[w.ID]; row != nil || again {
+			l.takeUp(ctx, w, row, again, settled)
 			continue
 		}
 		l.Offer(ctx, w, settled)

@@ -110,6 +110,7 @@ type Lane struct {
 	queues  map[string]*merchantQueue // by isolation key; only keys with something to do
 	running sync.WaitGroup            // attempts, drains, moves and acknowledgements
 	own     jetstream.Stream
+	suspect map[string]uint64 // after a crash: the last sequence of each stream at the start
 
 	stopping chan struct{} // closed: take nothing more
 
@@ -127,6 +128,9 @@ type Parts struct {
 	// InFlight is a merchant's own in-flight cap; 0: none.
 	InFlight func(merchantID string) int
 	Log      *zap.Logger
+	// Crashed says that NATS itself may have died with this node's last run: it may have forgotten what it had handed out,
+	// so whatever is stored now counts as handed out before.
+	Crashed bool
 }
 
 // New makes the lane's streams where they are missing.
@@ -142,6 +146,11 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Lane, error) {
 	}
 	if err := l.makeStreams(ctx); err != nil {
 		return nil, err
+	}
+	if parts.Crashed {
+		if err := l.noteSuspects(ctx); err != nil {
+			return nil, err
+		}
 	}
 	for shard := range l.shards {
 		l.shards[shard] = groupcommit.New(fitsEnvelope, func(works []notification.Work) []error {
@@ -165,6 +174,22 @@ func (l *Lane) makeStreams(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("make stream %s: %w", envelope.MerchantStream, err)
+	}
+	return nil
+}
+
+func (l *Lane) noteSuspects(ctx context.Context) error {
+	l.suspect = map[string]uint64{}
+	names := []string{envelope.NotifyStream}
+	for i := range envelope.RetryStreams {
+		names = append(names, envelope.RetryStream(i))
+	}
+	for _, name := range names {
+		stream, err := l.js.Stream(ctx, name)
+		if err != nil {
+			return fmt.Errorf("look at stream %s: %w", name, err)
+		}
+		l.suspect[name] = stream.CachedInfo().State.LastSeq
 	}
 	return nil
 }

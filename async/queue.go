@@ -22,9 +22,9 @@ type merchantQueue struct {
 	// resting says that new arrivals go to the key's own queue in NATS.
 	resting bool
 	reason  notification.Reason // why
-	moving  int       // arrivals on their way there
-	moved   uint64    // arrivals that got there, ever
-	wakeAt  time.Time // no use in draining earlier
+	moving  int                 // arrivals on their way there
+	moved   uint64              // arrivals that got there, ever
+	wakeAt  time.Time           // no use in draining earlier
 	wake    chan struct{}
 }
 

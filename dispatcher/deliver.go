@@ -90,17 +90,28 @@ func (d *Dispatcher) postpone(w notification.Work, err error) notification.Verdi
 // leaves a row that says when the next attempt is due, which the redelivered message or the sweep goes on from.
 func (d *Dispatcher) remember(ctx context.Context, w notification.Work, after *notification.Notification, attempts []notification.Attempt, settled func(error)) {
 	isNew := !w.HasRow && !d.hand.HasRow(w.ID)
-	d.ledger.Record(ctx, ledger.Record{Notification: after, Attempts: attempts, New: isNew}, func(err error) {
-		var refused *ledger.QuarantinedError
-		if errors.As(err, &refused) {
-			d.log.Error("ledger refuses a record; it is in quarantine", zap.Stringer("id", after.ID), zap.Error(err))
-			err = nil // it is kept, and trying again is useless
-		}
+	d.record(ctx, ledger.Record{Notification: after, Attempts: attempts, New: isNew}, func(err error) {
 		if err != nil || after.State.Final() || after.NextAt.IsZero() || !d.delay.Within(after.NextAt, d.now()) {
 			settled(err)
 			return
 		}
 		d.delay.DelayThen(notification.Work{Notification: after, Trigger: notification.TriggerAuto}, settled)
+	})
+}
+
+// record writes to the ledger. What the ledger refuses for good is kept in its quarantine, and trying again is useless.
+func (d *Dispatcher) record(ctx context.Context, r ledger.Record, recorded func(error)) {
+	id := r.Notification.ID
+	d.ledger.Record(ctx, r, func(err error) {
+		var refused *ledger.QuarantinedError
+		if errors.As(err, &refused) {
+			d.log.Error("ledger refuses a record; it is in quarantine", zap.Stringer("id", id), zap.Error(err))
+			err = nil
+		}
+		if err == nil {
+			d.owed.shown(id)
+		}
+		recorded(err)
 	})
 }
 

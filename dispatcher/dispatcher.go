@@ -4,7 +4,6 @@ package dispatcher
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -31,6 +30,8 @@ type Ledger interface {
 // Reserver keeps which ids were accepted.
 type Reserver interface {
 	Reserve(ctx context.Context, rs []ledger.Reservation) ([]ledger.Reserved, error)
+	// MarkAnswered notes of ids without a row that their callers were told of the acceptance.
+	MarkAnswered(ctx context.Context, ids []notification.ID) error
 	Reservations(ctx context.Context, from, to time.Time, after ledger.ProofCursor, limit int) ([]ledger.ProofRow, ledger.ProofCursor, error)
 }
 
@@ -154,6 +155,7 @@ type Dispatcher struct {
 	log       *zap.Logger
 	now       func() time.Time
 	gate      *Gate
+	owed      owed
 
 	// The lanes ask the dispatcher for attempts, so they are made after it; see Connect.
 	async AsyncLane
@@ -185,14 +187,7 @@ func (d *Dispatcher) FindMany(ctx context.Context, ids []notification.ID) (map[n
 
 // Remember makes a snapshot without an attempt durable.
 func (d *Dispatcher) Remember(ctx context.Context, n *notification.Notification, isNew bool, remembered func(error)) {
-	d.ledger.Record(ctx, ledger.Record{Notification: n, New: isNew}, func(err error) {
-		var refused *ledger.QuarantinedError
-		if errors.As(err, &refused) {
-			d.log.Error("ledger refuses a record; it is in quarantine", zap.Stringer("id", n.ID), zap.Error(err))
-			err = nil
-		}
-		remembered(err)
-	})
+	d.record(ctx, ledger.Record{Notification: n, New: isNew}, remembered)
 }
 
 // Run keeps the merchants' snapshot fresh and shows the ledger what stays in hand, until ctx ends.
@@ -206,6 +201,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 			return nil
 		case <-show.C:
 			d.show(ctx)
+			d.markOwed(ctx)
 		case <-learn.C:
 			if err := d.LearnMerchants(ctx); err != nil && ctx.Err() == nil {
 				d.log.Warn("merchants' settings cannot be read; the last snapshot serves", zap.Error(err))
@@ -230,7 +226,7 @@ func (d *Dispatcher) show(ctx context.Context) {
 			continue
 		}
 		n.UpdatedAt, n.NextAt = now, now.Add(backstop)
-		d.ledger.Record(ctx, ledger.Record{Notification: &n, New: !w.HasRow}, func(error) {}) // a failure shows in the ledger's own log; the outcome is recorded anyway
+		d.record(ctx, ledger.Record{Notification: &n, New: !w.HasRow}, func(error) {}) // a failure shows in the ledger's own log; the outcome is recorded anyway
 	}
 }
 

@@ -26,6 +26,7 @@ type proof struct {
 	final    map[string]int64
 	waiting  map[string]int64
 	missing  int64
+	cutShort int64                               // reserved, and nobody was told of an acceptance
 	suspects map[notification.ID]ledger.ProofRow // not final: to be found in a named place
 }
 
@@ -61,7 +62,11 @@ func (d *Dispatcher) Prove(ctx context.Context, req *connect.Request[notifydv1.P
 		return err
 	}
 	ids := make([]string, 0, len(p.suspects))
-	for id := range p.suspects {
+	for id, row := range p.suspects {
+		if row.State == 0 && !row.Answered {
+			p.cutShort++
+			continue
+		}
 		ids = append(ids, id.String())
 	}
 	p.missing = int64(len(ids))
@@ -134,7 +139,7 @@ func (d *Dispatcher) findSuspects(ctx context.Context, p *proof) error {
 
 func (p *proof) answer(missing []string, done bool) *notifydv1.ProveResponse {
 	return &notifydv1.ProveResponse{
-		Accepted: p.accepted, Final: p.final, Waiting: p.waiting, Missing: p.missing, MissingIds: missing, Done: done,
+		Accepted: p.accepted, Final: p.final, Waiting: p.waiting, Missing: p.missing, Unanswered: p.cutShort, MissingIds: missing, Done: done,
 		AcceptedBefore: toTimestamp(p.before),
 	}
 }

@@ -192,6 +192,7 @@ func (d *Dispatcher) enterAsync(ctx context.Context, s *submission, w notificati
 			s.err = unaccepted(err)
 		} else {
 			s.standing = n
+			d.tell(n)
 		}
 		done()
 	}
@@ -220,6 +221,9 @@ func (d *Dispatcher) enterLater(ctx context.Context, s *submission, w notificati
 			s.err = unaccepted(err)
 		} else {
 			s.standing = n
+			if reason == notification.ReasonAwaitingAnswer {
+				d.tell(n)
+			}
 		}
 		done()
 	}
@@ -285,10 +289,12 @@ func (d *Dispatcher) enterSync(ctx context.Context, s *submission, w notificatio
 			d.log.Debug("net stays; the claim refuses what it brings", zap.Stringer("id", n.ID), zap.Error(err))
 		}
 	case answer.TimedOut:
+		d.tell(n)
 		waiting := *n
 		waiting.Reason = notification.ReasonAwaitingAnswer
 		s.standing = &waiting
 	case answer.Verdict.After != nil:
+		d.tell(n)
 		s.standing, s.attempt = answer.Verdict.After, answer.Verdict.Attempt()
 	default:
 		s.standing = n

@@ -38,7 +38,7 @@ func DefaultConfig() Config {
 		Grace:              5 * time.Second,
 		MaxResponse:        64 << 10,
 		MaxIdleConnections: 8192,
-		MaxIdlePerMerchant: 8,
+		MaxIdlePerMerchant: 256,
 		IdleTimeout:        55 * time.Second,
 	}
 }

@@ -19,6 +19,7 @@ type Memory struct {
 	mu           sync.Mutex
 	closed       bool
 	reservations map[notification.ID]Reservation
+	answered     map[notification.ID]bool
 	rows         map[notification.ID]*memoryRow
 	merchants    map[string]*merchant.Merchant
 	version      int64 // of the last change of a merchant
@@ -38,6 +39,7 @@ func NewMemory(cfg Config) *Memory {
 	return &Memory{
 		now: cfg.Now, window: cfg.Window,
 		reservations: map[notification.ID]Reservation{},
+		answered:     map[notification.ID]bool{},
 		rows:         map[notification.ID]*memoryRow{},
 		merchants:    map[string]*merchant.Merchant{},
 	}

@@ -139,7 +139,7 @@ func (m *Memory) Reservations(ctx context.Context, from, to time.Time, after Pro
 		if r.AcceptedAt.Before(from) || !to.IsZero() && !r.AcceptedAt.Before(to) || !after.before(Cursor{r.AcceptedAt, r.ID}) {
 			continue
 		}
-		row := ProofRow{ID: r.ID, AcceptedAt: r.AcceptedAt}
+		row := ProofRow{ID: r.ID, AcceptedAt: r.AcceptedAt, Answered: m.answered[r.ID]}
 		if known := m.rows[r.ID]; known != nil {
 			row.State, row.Resting, row.NextAt, row.Reason = known.n.State, known.n.Resting, known.n.NextAt, known.n.Reason
 		}
@@ -153,4 +153,19 @@ func (m *Memory) Reservations(ctx context.Context, from, to time.Time, after Pro
 	})
 	page, next := cutProof(page, max(limit, 1))
 	return page, next, nil
+}
+
+// MarkAnswered does what Postgres.MarkAnswered does.
+func (m *Memory) MarkAnswered(ctx context.Context, ids []notification.ID) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, id := range ids {
+		if _, there := m.reservations[id]; there {
+			m.answered[id] = true
+		}
+	}
+	return nil
 }

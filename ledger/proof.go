@@ -8,8 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-const proofStatement = `select r.id, r.accepted_at, coalesce(n.state, 0), coalesce(n.resting, false), n.next_at, coalesce(n.reason, '')
-	from (select id, accepted_at from reservations
+const proofStatement = `select r.id, r.accepted_at, r.answered, coalesce(n.state, 0), coalesce(n.resting, false), n.next_at, coalesce(n.reason, '')
+	from (select id, accepted_at, answered from reservations
 		where accepted_at >= $1 and accepted_at < $2 and (accepted_at, id) > ($3, $4)
 		order by accepted_at, id limit $5) r
 	left join notifications n on n.accepted_at = r.accepted_at and n.id = r.id and n.accepted_at >= $1 and n.accepted_at < $2
@@ -30,7 +30,7 @@ func (l *Postgres) Reservations(ctx context.Context, from, to time.Time, after P
 		return nil, ProofCursor{}, fmt.Errorf("list reservations: %w", err)
 	}
 	page, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r ProofRow, err error) {
-		err = row.Scan((*[16]byte)(&r.ID), timeOf(&r.AcceptedAt), (*uint8)(&r.State), &r.Resting, timeOf(&r.NextAt), (*string)(&r.Reason))
+		err = row.Scan((*[16]byte)(&r.ID), timeOf(&r.AcceptedAt), &r.Answered, (*uint8)(&r.State), &r.Resting, timeOf(&r.NextAt), (*string)(&r.Reason))
 		return r, err
 	})
 	if err != nil {

@@ -102,3 +102,14 @@ func readReservations(ctx context.Context, q querier, ids [][16]byte, visit func
 	})
 	return err
 }
+
+// MarkAnswered notes of ids without a row that their callers were told of the acceptance: if no row ever comes, they are
+// lost, and not merely submissions that were cut short before anybody was told.
+func (l *Postgres) MarkAnswered(ctx context.Context, ids []notification.ID) error {
+	slices.SortFunc(ids, func(a, b notification.ID) int { return bytes.Compare(a[:], b[:]) })
+	_, err := l.pool.Exec(ctx, `update reservations set answered = true where id = any($1::uuid[])`, idsOf(ids, func(id notification.ID) notification.ID { return id }))
+	if err != nil {
+		return fmt.Errorf("mark answered: %w", err)
+	}
+	return nil
+}

@@ -31,8 +31,8 @@ func (l *Postgres) store(ctx context.Context, batch []*pending, careful bool) er
 		if err := r.fresh.copyTo(ctx, tx, "notifications", writeColumns); err != nil {
 			return err
 		}
-		for _, wave := range r.known {
-			if err := upsert(ctx, tx, wave); err != nil {
+		for i, wave := range r.known {
+			if err := upsert(ctx, tx, wave, i > 0); err != nil {
 				return err
 			}
 		}
@@ -164,17 +164,19 @@ var upsertStatement = func() string {
 }()
 
 // upsert writes a wave. It goes through a table of the session: COPY carries rows cheaper than arrays do, and encodes them the same way.
-func upsert(ctx context.Context, tx pgx.Tx, r *rows) error {
+func upsert(ctx context.Context, tx pgx.Tx, r *rows, again bool) error {
 	if r.count == 0 {
 		return nil
+	}
+	if again { // the wave before is still in it
+		if _, err := tx.Exec(ctx, `delete from incoming_notifications`); err != nil {
+			return err
+		}
 	}
 	if err := copyIncoming(ctx, tx, "notifications", writeColumns, r); err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, upsertStatement); err != nil {
-		return err
-	}
-	_, err := tx.Exec(ctx, `delete from incoming_notifications`) // for the next wave
+	_, err := tx.Exec(ctx, upsertStatement)
 	return err
 }
 

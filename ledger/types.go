@@ -124,6 +124,7 @@ type ProofCursor = Cursor
 type ProofRow struct {
 	ID         notification.ID
 	AcceptedAt time.Time
+	Answered   bool               // see MarkAnswered
 	State      notification.State // zero: no row
 	Resting    bool
 	NextAt     time.Time

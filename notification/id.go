@@ -55,7 +55,7 @@ func ParseID(text string) (ID, error) {
 }
 
 // Shards is the number of shards that healthy merchants share. It is part of how subjects are laid out on disk.
-const Shards = 64
+const Shards = 16
 
 // ShardOf says which shard an isolation key belongs to.
 func ShardOf(isolationKey string) int {

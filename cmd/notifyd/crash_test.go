@@ -107,7 +107,7 @@ func TestKilledUnderLoadLosesNothing(t *testing.T) {
 	for _, n := range m.Count() {
 		repeated += n - 1
 	}
-	t.Logf("accepted %d, lost 0, repeated %d, everything told %s after the restart, proof: accepted %d final %v", len(accepted), repeated, time.Since(began).Round(time.Millisecond), proof.Accepted, proof.Final)
+	t.Logf("accepted %d, lost 0, repeated %d, everything told %s after the restart, proof: reserved %d final %v cut short %d", len(accepted), repeated, time.Since(began).Round(time.Millisecond), proof.Accepted, proof.Final, proof.Unanswered)
 	// What was repeated is on record: an attempt row for each request seen, or an interrupted one for what left no trace.
 	for id, requests := range m.Count() {
 		if requests == 1 {

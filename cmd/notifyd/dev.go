@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -11,6 +12,9 @@ import (
 
 	"notifyd/internal/demo"
 )
+
+// demoListen is where the demo's merchants answer: the same in every run, since notify URLs are frozen at acceptance.
+const demoListen = "127.0.0.1:8710"
 
 // devCmd runs everything in one process, without any set-up.
 type devCmd struct {
@@ -69,13 +73,11 @@ func (c *devCmd) Run(ctx context.Context, s *streams) error {
 		return err
 	}
 	e.banner(s, cfg, time.Since(began))
+	scenery := newParts() // the demo's merchants answer until the engine has drained
 	if c.Demo {
-		show := demo.New(demo.Config{IntakeURL: "http://" + e.intake, Rate: c.DemoRate, Log: func(format string, args ...any) { log.Sugar().Infof(format, args...) }})
-		fmt.Fprintln(s.Out, "  demo      a payment service and these merchants, on loopback (--no-demo leaves them out):")
-		for _, m := range show.Merchants() {
-			fmt.Fprintf(s.Out, "              %s\n", m)
+		if err := c.play(ctx, s, e, scenery, log); err != nil {
+			return errors.Join(err, e.parts.stop())
 		}
-		e.parts.run(ctx, "demo", show.Run)
 	}
 	fmt.Fprintln(s.Out)
 	select {
@@ -83,14 +85,35 @@ func (c *devCmd) Run(ctx context.Context, s *streams) error {
 		fmt.Fprintln(s.Out, "notifyd dev: draining; what is in hand is finished first")
 	case err = <-e.parts.failed:
 		log.Error("a part failed; the engine stops", zap.Error(err))
+	case err = <-scenery.failed:
+		log.Error("the demo failed; the engine stops", zap.Error(err))
 	}
-	if stopErr := e.parts.stop(); err == nil {
-		err = stopErr
-	}
+	err = errors.Join(err, e.parts.stop(), scenery.stop())
 	if err == nil {
 		fmt.Fprintln(s.Out, "notifyd dev: stopped; nothing is lost")
 	}
 	return err
+}
+
+// play starts the demo: its merchants first, then the payment service that submits.
+func (c *devCmd) play(ctx context.Context, s *streams, e *engine, scenery *parts, log *zap.Logger) error {
+	show := demo.New(demo.Config{
+		IntakeURL: "http://" + e.intake, Listen: demoListen, Rate: c.DemoRate,
+		Log: func(format string, args ...any) { log.Named("demo").Info(fmt.Sprintf(format, args...)) },
+	})
+	if err := show.Listen(ctx); err != nil {
+		return err
+	}
+	fmt.Fprintln(s.Out, "  demo      a payment service and these merchants, on loopback (--no-demo leaves them out):")
+	for _, m := range show.Merchants() {
+		fmt.Fprintf(s.Out, "              %s\n", m)
+	}
+	scenery.run(ctx, "demo merchants", show.Serve)
+	e.parts.run(ctx, "demo payment service", func(ctx context.Context) error {
+		show.Submit(ctx)
+		return nil
+	})
+	return nil
 }
 
 func (e *engine) banner(s *streams, cfg config, took time.Duration) {

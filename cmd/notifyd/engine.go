@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"time"
@@ -55,6 +56,13 @@ func startEngine(ctx context.Context, cfg config, observer dispatcher.Observer, 
 	if err != nil {
 		return nil, err
 	}
+	crashed, err := e.markRunning(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if crashed {
+		log.Info("the last run did not end cleanly; what it had in hand is looked up before it is sent again")
+	}
 	js, err := e.startQueues(ctx, cfg, log)
 	if err != nil {
 		return nil, err
@@ -63,7 +71,26 @@ func startEngine(ctx context.Context, cfg config, observer dispatcher.Observer, 
 	if err != nil {
 		return nil, err
 	}
-	return e, e.startLanes(ctx, cfg, js, memory, observer, log)
+	return e, e.startLanes(ctx, cfg, js, memory, crashed, observer, log)
+}
+
+// markRunning leaves a file while the engine runs, so that the next start knows whether this one has ended cleanly: the
+// file goes last, and stays when anything has failed to stop.
+func (e *engine) markRunning(cfg config) (crashed bool, err error) {
+	path := filepath.Join(cfg.DataDir, "running")
+	if _, err := os.Stat(path); err == nil {
+		crashed = true
+	}
+	if err := os.WriteFile(path, []byte("the engine runs, or has not ended cleanly\n"), 0o600); err != nil {
+		return false, fmt.Errorf("mark run: %w", err)
+	}
+	e.parts.opened("mark of the run", func() error {
+		if e.parts.stopErr != nil {
+			return nil
+		}
+		return os.Remove(path)
+	})
+	return crashed, nil
 }
 
 // masterKey seals the merchants' secrets. It comes from the environment, or from a file that the first start makes.
@@ -114,7 +141,7 @@ func (e *engine) startLedger(ctx context.Context, cfg config, keys ledger.Cipher
 	return memory, nil
 }
 
-func (e *engine) startLanes(ctx context.Context, cfg config, js jetstream.JetStream, memory *ledger.Postgres, observer dispatcher.Observer, log *zap.Logger) error {
+func (e *engine) startLanes(ctx context.Context, cfg config, js jetstream.JetStream, memory *ledger.Postgres, crashed bool, observer dispatcher.Observer, log *zap.Logger) error {
 	routes, err := router.New(cfg.Router, knownNames())
 	if err != nil {
 		return err
@@ -143,7 +170,7 @@ func (e *engine) startLanes(ctx context.Context, cfg config, js jetstream.JetStr
 		return err
 	}
 	lane, err := async.New(ctx, cfg.Async, async.Parts{
-		JetStream: js, Deliverer: d, Memory: d, Delayer: delay, Hand: table, Log: log.Named("async"),
+		JetStream: js, Deliverer: d, Memory: d, Delayer: delay, Hand: table, Log: log.Named("async"), Crashed: crashed,
 		InFlight: func(id string) int {
 			if m := merchants.Get(id); m != nil {
 				return m.Limits.MaxInFlight
@@ -190,6 +217,9 @@ func intakeHandler(d *dispatcher.Dispatcher) http.Handler {
 // adminHandler says whether the process lives and whether it can do its work.
 func adminHandler(memory *ledger.Postgres, js jetstream.JetStream) http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)

@@ -72,7 +72,7 @@ func (c *proveCmd) Run(ctx context.Context, s *streams) error {
 		return &exitError{code: exitUnreachable, err: fmt.Errorf("%s ended the proof early: nothing is proven", to.url)}
 	}
 	c.summary(s, last)
-	if found := sum(last.Final) + sum(last.Waiting) + last.Missing; found != last.Accepted {
+	if found := sum(last.Final) + sum(last.Waiting) + last.Missing + last.Unanswered; found != last.Accepted {
 		return &exitError{code: exitSome, err: fmt.Errorf("the counts do not add up: %d accepted, %d accounted for", last.Accepted, found)}
 	}
 	if last.Missing > 0 {
@@ -155,19 +155,23 @@ func (c *proveCmd) summary(s *streams, p *notifydv1.ProveResponse) {
 			Final          map[string]int64 `json:"final"`
 			Waiting        map[string]int64 `json:"waiting"`
 			Missing        int64            `json:"missing"`
+			Unanswered     int64            `json:"unanswered"`
 			Proven         bool             `json:"proven"`
-		}{"summary", before, p.Accepted, notNil(p.Final), notNil(p.Waiting), p.Missing, p.Missing == 0})
+		}{"summary", before, p.Accepted, notNil(p.Final), notNil(p.Waiting), p.Missing, p.Unanswered, p.Missing == 0})
 		return
 	}
 	table := tabwriter.NewWriter(s.Out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	row := func(name string, n int64) { say(table, "%s\t%d\t\n", name, n) }
 	say(s.Out, "accepted before %s\n", before.Format(time.RFC3339))
-	row("accepted", p.Accepted)
+	row("reserved", p.Accepted)
 	for _, state := range slices.Sorted(maps.Keys(p.Final)) {
 		row("final: "+state, p.Final[state])
 	}
 	for _, place := range slices.Sorted(maps.Keys(p.Waiting)) {
 		row("waiting: "+place, p.Waiting[place])
+	}
+	if p.Unanswered > 0 {
+		row("cut short, nobody was told", p.Unanswered)
 	}
 	row("missing", p.Missing)
 	_ = table.Flush() // who closed the output does not want it

@@ -14,9 +14,9 @@ const clockTick = 10 * time.Millisecond
 
 // stat is what /proc/PID/stat says of one process.
 type stat struct {
-	group int
-	cpu   time.Duration // of the process itself
-	ended time.Duration // of its children that have ended
+	parent int
+	cpu    time.Duration // of the process itself
+	ended  time.Duration // of its children that have ended
 }
 
 func readStat(pid string) (stat, bool) {
@@ -28,7 +28,7 @@ func readStat(pid string) (stat, bool) {
 	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+2:])
 	number := func(i int) int { n, _ := strconv.Atoi(fields[i-3]); return n } // fields are counted from 1, the first here is the third
 	ticks := func(a, b int) time.Duration { return time.Duration(number(a)+number(b)) * clockTick }
-	return stat{group: number(5), cpu: ticks(14, 15), ended: ticks(16, 17)}, true
+	return stat{parent: number(4), cpu: ticks(14, 15), ended: ticks(16, 17)}, true
 }
 
 // cpuOf is the CPU time of one process so far.
@@ -37,16 +37,16 @@ func cpuOf(pid int) time.Duration {
 	return s.cpu
 }
 
-// cpuOfGroup is the CPU time of a process group so far, ended children of its leader included.
-func cpuOfGroup(leader int) time.Duration {
+// cpuOfFamily is the CPU time so far of a process and its children, those that have ended included.
+func cpuOfFamily(leader int) time.Duration {
 	all, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return 0
 	}
 	lead, _ := readStat(strconv.Itoa(leader))
-	sum := lead.ended
+	sum := lead.cpu + lead.ended
 	for _, dir := range all {
-		if s, ok := readStat(filepath.Base(dir)); ok && s.group == leader {
+		if s, ok := readStat(filepath.Base(dir)); ok && s.parent == leader {
 			sum += s.cpu
 		}
 	}

@@ -215,7 +215,7 @@ func (b *bench) round(ctx context.Context, n, nth int) (round, error) {
 
 	began := time.Now()
 	sink = cpuOf(b.sink.pid())
-	engine, postgres, load := cpuOf(b.engine.pid()), cpuOfGroup(b.postmaster), cpuOf(b.load.pid())
+	engine, postgres, load := cpuOf(b.engine.pid()), cpuOfFamily(b.postmaster), cpuOf(b.load.pid())
 	if _, err := b.load.turn(n); err != nil {
 		return r, err
 	}
@@ -224,7 +224,7 @@ func (b *bench) round(ctx context.Context, n, nth int) (round, error) {
 	}
 	r.pipeWall = time.Since(began)
 	r.sink = cpuOf(b.sink.pid()) - sink
-	r.engine, r.postgres, r.load = cpuOf(b.engine.pid())-engine, cpuOfGroup(b.postmaster)-postgres, cpuOf(b.load.pid())-load
+	r.engine, r.postgres, r.load = cpuOf(b.engine.pid())-engine, cpuOfFamily(b.postmaster)-postgres, cpuOf(b.load.pid())-load
 	return r, nil
 }
 

@@ -188,4 +188,9 @@ func proof(f *fixture) {
 	page, _, err = f.Reservations(f.Context(), Start.Add(time.Second), Start.Add(2*time.Second), ledger.ProofCursor{}, 100)
 	f.must(err)
 	f.same("of one second", page, want[2:4])
+	f.must(f.MarkAnswered(f.Context(), []notification.ID{want[0].ID, {1, 2, 3}})) // of an id that nobody reserved: nothing to note
+	want[0].Answered = true
+	page, _, err = f.Reservations(f.Context(), time.Time{}, time.Time{}, ledger.ProofCursor{}, 100)
+	f.must(err)
+	f.same("one answered", page, want)
 }

@@ -31,6 +31,7 @@ type Ledger interface {
 	ListMerchants(ctx context.Context, after string, limit int) ([]*merchant.Merchant, error)
 	GetMerchant(ctx context.Context, id string) (*merchant.Merchant, error)
 	Reservations(ctx context.Context, from, to time.Time, after ledger.ProofCursor, limit int) ([]ledger.ProofRow, ledger.ProofCursor, error)
+	MarkAnswered(ctx context.Context, ids []notification.ID) error
 	MaintainPartitions(ctx context.Context, now time.Time) error
 }
 

@@ -5,8 +5,11 @@
 create table reservations (
     id          uuid primary key,
     digest      bytea not null,
-    accepted_at timestamptz not null
-);
+    accepted_at timestamptz not null,
+    -- Somebody was told that it is accepted, and a while later no row showed it. Without it and without a row, nobody was
+    -- told: the submission was cut short and comes again.
+    answered    boolean not null default false
+) with (fillfactor = 95);
 create index reservations_accepted on reservations (accepted_at, id);
 
 -- One row for each notification, in daily partitions by acceptance. Partitions are made and dropped by partitions.go;

@@ -1307,8 +1307,11 @@ type ProveResponse struct {
 	MissingIds     []string               `protobuf:"bytes,5,rep,name=missing_ids,json=missingIds,proto3" json:"missing_ids,omitempty"`
 	Done           bool                   `protobuf:"varint,6,opt,name=done,proto3" json:"done,omitempty"`
 	AcceptedBefore *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=accepted_before,json=acceptedBefore,proto3" json:"accepted_before,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Ids that were reserved, but whose submission was cut short before anybody was told of an acceptance: the caller has
+	// no answer and submits again. Not a loss.
+	Unanswered    int64 `protobuf:"varint,8,opt,name=unanswered,proto3" json:"unanswered,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ProveResponse) Reset() {
@@ -1388,6 +1391,13 @@ func (x *ProveResponse) GetAcceptedBefore() *timestamppb.Timestamp {
 		return x.AcceptedBefore
 	}
 	return nil
+}
+
+func (x *ProveResponse) GetUnanswered() int64 {
+	if x != nil {
+		return x.Unanswered
+	}
+	return 0
 }
 
 var File_notifyd_v1_notification_service_proto protoreflect.FileDescriptor
@@ -1492,7 +1502,7 @@ const file_notifyd_v1_notification_service_proto_rawDesc = "" +
 	"\x04gate\x18\v \x01(\tR\x04gate\"\x94\x01\n" +
 	"\fProveRequest\x12C\n" +
 	"\x0faccepted_before\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x0eacceptedBefore\x12?\n" +
-	"\raccepted_from\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\facceptedFrom\"\xb3\x03\n" +
+	"\raccepted_from\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\facceptedFrom\"\xd3\x03\n" +
 	"\rProveResponse\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\x03R\baccepted\x12:\n" +
 	"\x05final\x18\x02 \x03(\v2$.notifyd.v1.ProveResponse.FinalEntryR\x05final\x12@\n" +
@@ -1501,7 +1511,10 @@ const file_notifyd_v1_notification_service_proto_rawDesc = "" +
 	"\vmissing_ids\x18\x05 \x03(\tR\n" +
 	"missingIds\x12\x12\n" +
 	"\x04done\x18\x06 \x01(\bR\x04done\x12C\n" +
-	"\x0faccepted_before\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x0eacceptedBefore\x1a8\n" +
+	"\x0faccepted_before\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x0eacceptedBefore\x12\x1e\n" +
+	"\n" +
+	"unanswered\x18\b \x01(\x03R\n" +
+	"unanswered\x1a8\n" +
 	"\n" +
 	"FinalEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
