@@ -103,8 +103,7 @@ func (d *Dispatcher) remember(ctx context.Context, w notification.Work, after *n
 func (d *Dispatcher) record(ctx context.Context, r ledger.Record, recorded func(error)) {
 	id := r.Notification.ID
 	d.ledger.Record(ctx, r, func(err error) {
-		var refused *ledger.QuarantinedError
-		if errors.As(err, &refused) {
+		if _, refused := errors.AsType[*ledger.QuarantinedError](err); refused {
 			d.log.Error("ledger refuses a record; it is in quarantine", zap.Stringer("id", id), zap.Error(err))
 			err = nil
 		}

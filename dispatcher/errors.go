@@ -49,8 +49,7 @@ func unaccepted(err error) *connect.Error {
 	if errors.Is(err, async.ErrFull) {
 		return withDetail(connect.NewError(connect.CodeResourceExhausted, err), retryInfo())
 	}
-	var refused *ledger.QuarantinedError
-	if errors.As(err, &refused) {
+	if _, refused := errors.AsType[*ledger.QuarantinedError](err); refused {
 		return connect.NewError(connect.CodeInvalidArgument, err)
 	}
 	return unavailable("make durable", err)

@@ -102,12 +102,12 @@ func (g *Gate) Ask(ctx context.Context, w notification.Work, m *merchant.Merchan
 	if expired(w, now) {
 		return g.expire(ctx, w, now)
 	}
-	if p, stop := g.peek(w, m, now); stop {
+	if p, stop := g.peek(w, m); stop {
 		return p, nil
 	}
 	key := g.guard(w.Route.IsolationKey, m.Limits)
-	learn, err := key.breaker.Allow()
-	if err != nil {
+	learn := key.allow()
+	if learn == nil {
 		return permission{kind: deferred, reason: notification.ReasonBreakerOpen, until: later(key.waitUntil(), now.Add(50*time.Millisecond))}, nil
 	}
 	if wait := key.takeToken(now); wait > 0 {
@@ -137,12 +137,12 @@ func (g *Gate) Peek(w notification.Work, m *merchant.Merchant, now time.Time) no
 	if expired(w, now) {
 		return notification.ReasonExpired
 	}
-	p, _ := g.peek(w, m, now)
+	p, _ := g.peek(w, m)
 	return p.reason
 }
 
 // peek looks at what can be known without taking a token or a claim.
-func (g *Gate) peek(w notification.Work, m *merchant.Merchant, now time.Time) (permission, bool) {
+func (g *Gate) peek(w notification.Work, m *merchant.Merchant) (permission, bool) {
 	if m == nil {
 		return permission{kind: deferred, reason: notification.ReasonMerchantMissing}, true
 	}
@@ -212,6 +212,15 @@ func (g *Gate) guard(key string, limits merchant.Limits) *guard {
 	}
 	k.setLimits(limits)
 	return k
+}
+
+// allow asks the breaker; nil: not now. Otherwise the breaker waits for what becomes of it.
+func (k *guard) allow() func(error) {
+	learn, err := k.breaker.Allow()
+	if err != nil {
+		return nil
+	}
+	return learn
 }
 
 func (k *guard) setLimits(limits merchant.Limits) {

@@ -76,7 +76,7 @@ func (d *Dispatcher) admit(s *submission) {
 	}
 	now := d.now()
 	if !n.ExpiresAt.IsZero() && !n.ExpiresAt.After(now) {
-		s.err = invalid("notification.expires_at", fmt.Sprintf("%s: is in the past", n.ExpiresAt.Format(time.RFC3339)))
+		s.err = invalid("notification.expires_at", n.ExpiresAt.Format(time.RFC3339)+": is in the past")
 		return
 	}
 	n.AcceptedAt, n.Origin = now, "submit"

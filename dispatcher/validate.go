@@ -113,10 +113,9 @@ func checkContent(p *notifydv1.Notification, refuse func(field, description stri
 
 // jsonFault says where a payload stops being JSON.
 func jsonFault(payload string) string {
-	var any json.RawMessage
-	err := json.Unmarshal([]byte(payload), &any)
-	var syntax *json.SyntaxError
-	if errors.As(err, &syntax) {
+	var raw json.RawMessage
+	err := json.Unmarshal([]byte(payload), &raw)
+	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
 		return fmt.Sprintf("is not JSON: %s at byte %d", syntax.Error(), syntax.Offset)
 	}
 	return "is not JSON"

@@ -71,26 +71,24 @@ func startEngine(ctx context.Context, cfg config, observer dispatcher.Observer, 
 	if err != nil {
 		return nil, err
 	}
-	return e, e.startLanes(ctx, cfg, js, memory, crashed, observer, log)
+	return e, e.startLanes(ctx, cfg, stores{js, memory, crashed}, observer, log)
 }
 
 // markRunning leaves a file while the engine runs, so that the next start knows whether this one has ended cleanly: the
 // file goes last, and stays when anything has failed to stop.
-func (e *engine) markRunning(cfg config) (crashed bool, err error) {
+func (e *engine) markRunning(cfg config) (crashed bool, _ error) {
 	path := filepath.Join(cfg.DataDir, "running")
-	if _, err := os.Stat(path); err == nil {
-		crashed = true
-	}
+	_, noMark := os.Stat(path)
 	if err := os.WriteFile(path, []byte("the engine runs, or has not ended cleanly\n"), 0o600); err != nil {
 		return false, fmt.Errorf("mark run: %w", err)
 	}
 	e.parts.opened("mark of the run", func() error {
-		if e.parts.stopErr != nil {
-			return nil
+		if e.parts.cleanSoFar() {
+			return os.Remove(path)
 		}
-		return os.Remove(path)
+		return nil
 	})
-	return crashed, nil
+	return !errors.Is(noMark, os.ErrNotExist), nil
 }
 
 // masterKey seals the merchants' secrets. It comes from the environment, or from a file that the first start makes.
@@ -141,7 +139,15 @@ func (e *engine) startLedger(ctx context.Context, cfg config, keys ledger.Cipher
 	return memory, nil
 }
 
-func (e *engine) startLanes(ctx context.Context, cfg config, js jetstream.JetStream, memory *ledger.Postgres, crashed bool, observer dispatcher.Observer, log *zap.Logger) error {
+// stores are where notifications rest.
+type stores struct {
+	js      jetstream.JetStream
+	memory  *ledger.Postgres
+	crashed bool // the last run did not end cleanly
+}
+
+func (e *engine) startLanes(ctx context.Context, cfg config, s stores, observer dispatcher.Observer, log *zap.Logger) error {
+	js, memory := s.js, s.memory
 	routes, err := router.New(cfg.Router, knownNames())
 	if err != nil {
 		return err
@@ -170,7 +176,7 @@ func (e *engine) startLanes(ctx context.Context, cfg config, js jetstream.JetStr
 		return err
 	}
 	lane, err := async.New(ctx, cfg.Async, async.Parts{
-		JetStream: js, Deliverer: d, Memory: d, Delayer: delay, Hand: table, Log: log.Named("async"), Crashed: crashed,
+		JetStream: js, Deliverer: d, Memory: d, Delayer: delay, Hand: table, Log: log.Named("async"), Crashed: s.crashed,
 		InFlight: func(id string) int {
 			if m := merchants.Get(id); m != nil {
 				return m.Limits.MaxInFlight
@@ -257,7 +263,9 @@ func (e *engine) serve(ctx context.Context, name, addr string, handler http.Hand
 		case <-ctx.Done():
 		}
 		err := withTimeout(10*time.Second, srv.Shutdown)
-		<-served
+		if ended := <-served; !errors.Is(ended, http.ErrServerClosed) {
+			err = errors.Join(err, ended)
+		}
 		return err
 	})
 	return l.Addr().String(), nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 )
 
@@ -58,11 +59,14 @@ func (p *parts) run(ctx context.Context, name string, work func(context.Context)
 // stop stops everything that was started.
 func (p *parts) stop() error {
 	p.stopping.Do(func() {
-		for i := len(p.started) - 1; i >= 0; i-- {
-			if err := p.started[i].stop(); err != nil {
-				p.stopErr = errors.Join(p.stopErr, fmt.Errorf("stop %s: %w", p.started[i].name, err))
+		for _, one := range slices.Backward(p.started) {
+			if err := one.stop(); err != nil {
+				p.stopErr = errors.Join(p.stopErr, fmt.Errorf("stop %s: %w", one.name, err))
 			}
 		}
 	})
 	return p.stopErr
 }
+
+// cleanSoFar reports, while the parts stop, whether all of them have stopped without an error.
+func (p *parts) cleanSoFar() bool { return p.stopErr == nil }

@@ -35,14 +35,14 @@ func TestMain(m *testing.M) {
 type world struct {
 	*scenario.Engine
 	t   *testing.T
-	ctx context.Context //nolint:containedctx // of the test
+	ctx context.Context // of the test
 }
 
-func start(t *testing.T, dataDir string, args ...string) *world {
+func start(t *testing.T, dataDir string) *world {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
-	return &world{Engine: engineBinary.Start(t, dataDir, args...), t: t, ctx: ctx}
+	return &world{Engine: engineBinary.Start(t, dataDir), t: t, ctx: ctx}
 }
 
 // merchant registers a merchant; change may set what the scenario needs. It returns the signing secret.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -53,8 +54,10 @@ func sink() error {
 func turns(do func(n int) error) error {
 	for {
 		var n int
-		if _, err := fmt.Scanln(&n); err != nil {
-			return nil // the parent has closed the pipe: the run is over
+		if _, err := fmt.Scanln(&n); errors.Is(err, io.EOF) {
+			return nil // the run is over
+		} else if err != nil {
+			return err
 		}
 		began := time.Now()
 		if err := do(n); err != nil {
@@ -123,50 +126,62 @@ func payload(size, i int) []byte {
 	return []byte(head + strings.Repeat("x", max(0, size-len(head)-2)) + `"}`)
 }
 
+// loader submits for one run.
+type loader struct {
+	client    notifydv1connect.NotificationServiceClient
+	run       string
+	batch     int
+	callers   int
+	merchants int
+	size      int
+}
+
 // load submits: arguments are intake URL, case, batch size, callers, merchants, payload bytes, run name.
 func load(args []string) error {
-	var batch, callers, merchants, size int
-	for i, to := range []*int{&batch, &callers, &merchants, &size} {
+	l := loader{client: notifydv1connect.NewNotificationServiceClient(&http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256}}, args[0]), run: args[6]}
+	for i, to := range []*int{&l.batch, &l.callers, &l.merchants, &l.size} {
 		n, err := strconv.Atoi(args[2+i])
 		if err != nil {
 			return err
 		}
 		*to = n
 	}
-	client := notifydv1connect.NewNotificationServiceClient(&http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256}}, args[0])
-	kind, run := args[1], args[6]
 	serial := 0
 	return turns(func(n int) error {
 		from := serial
 		serial += n
-		if kind == "unary" || kind == "sync" {
-			return submitEach(client, kind, run, from, n, callers, merchants, size)
+		switch args[1] {
+		case "unary":
+			return l.submitEach("payout", from, n)
+		case "sync":
+			return l.submitEach("scan", from, n)
+		default:
+			return l.submitBatches(from, n)
 		}
-		return submitBatches(client, run, from, n, batch, merchants, size)
 	})
 }
 
-func draft(run, scene string, i, merchants, size int) *notifydv1.Notification {
+func (l *loader) draft(scene string, i int) *notifydv1.Notification {
 	return &notifydv1.Notification{
-		Source: run, RequestId: strconv.Itoa(i), MerchantId: fmt.Sprintf("bench-%d", i%merchants), Scene: scene, EventType: "payment.succeeded",
-		OrderId: fmt.Sprintf("order-%d", i), OrderStatus: "SUCCESS", Terminal: true, Payload: string(payload(size, i)),
+		Source: l.run, RequestId: strconv.Itoa(i), MerchantId: fmt.Sprintf("bench-%d", i%l.merchants), Scene: scene, EventType: "payment.succeeded",
+		OrderId: fmt.Sprintf("order-%d", i), OrderStatus: "SUCCESS", Terminal: true, Payload: string(payload(l.size, i)),
 		Amount: &notifydv1.Amount{Currency: "CNY", MinorUnits: int64(i)},
 	}
 }
 
-func submitBatches(client notifydv1connect.NotificationServiceClient, run string, from, n, batch, merchants, size int) error {
+func (l *loader) submitBatches(from, n int) error {
 	var next atomic.Int64
 	return together(4, func() error {
 		for {
-			at := int(next.Add(int64(batch))) - batch
+			at := int(next.Add(int64(l.batch))) - l.batch
 			if at >= n {
 				return nil
 			}
 			req := &notifydv1.SubmitBatchRequest{}
-			for i := at; i < min(at+batch, n); i++ {
-				req.Notifications = append(req.Notifications, draft(run, "payout", from+i, merchants, size))
+			for i := at; i < min(at+l.batch, n); i++ {
+				req.Notifications = append(req.Notifications, l.draft("payout", from+i))
 			}
-			res, err := client.SubmitBatch(context.Background(), connect.NewRequest(req))
+			res, err := l.client.SubmitBatch(context.Background(), connect.NewRequest(req))
 			if err != nil {
 				return err
 			}
@@ -179,16 +194,15 @@ func submitBatches(client notifydv1connect.NotificationServiceClient, run string
 	})
 }
 
-func submitEach(client notifydv1connect.NotificationServiceClient, kind, run string, from, n, callers, merchants, size int) error {
-	scene := map[string]string{"unary": "payout", "sync": "scan"}[kind]
+func (l *loader) submitEach(scene string, from, n int) error {
 	var next atomic.Int64
-	return together(callers, func() error {
+	return together(l.callers, func() error {
 		for {
 			i := int(next.Add(1)) - 1
 			if i >= n {
 				return nil
 			}
-			if _, err := client.Submit(context.Background(), connect.NewRequest(&notifydv1.SubmitRequest{Notification: draft(run, scene, from+i, merchants, size)})); err != nil {
+			if _, err := l.client.Submit(context.Background(), connect.NewRequest(&notifydv1.SubmitRequest{Notification: l.draft(scene, from+i)})); err != nil {
 				return err
 			}
 		}

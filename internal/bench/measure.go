@@ -31,7 +31,7 @@ type process struct {
 }
 
 func spawn(ctx context.Context, path string, args ...string) (*process, error) {
-	p := &process{cmd: exec.CommandContext(ctx, path, args...)} //nolint:gosec // our own binaries
+	p := &process{cmd: exec.CommandContext(ctx, path, args...)}
 	p.cmd.Cancel = func() error { return p.cmd.Process.Signal(os.Interrupt) }
 	p.cmd.WaitDelay = 30 * time.Second
 	p.cmd.Stderr = os.Stderr
@@ -74,7 +74,7 @@ func measure(ctx context.Context, s settings) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // Postgres runs as another user below it
+	if err := os.Chmod(dir, 0o755); err != nil {
 		return err
 	}
 	binary, err := scenario.Build(ctx, dir, false)
@@ -83,7 +83,7 @@ func measure(ctx context.Context, s settings) error {
 	}
 	fmt.Printf("%d rounds of %d, %d merchants, payload %d bytes; CPU in µs per notification of every process; ratio is the floor's CPU over all of it\n\n", s.rounds, s.perSlice, s.merchants, s.bytes)
 	fmt.Printf("%-13s %9s %9s | %7s %8s %9s %6s %6s %7s | %6s %6s | %s\n", "case", "floor/s", "pipe/s", "floor", "engine", "postgres", "sink", "load", "all", "ratio", "worst", "engine MiB")
-	for _, kind := range strings.Split(s.cases, ",") {
+	for kind := range strings.SplitSeq(s.cases, ",") {
 		if err := measureCase(ctx, s, binary.Path(), filepath.Join(dir, kind), kind); err != nil {
 			return fmt.Errorf("case %s: %w", kind, err)
 		}
@@ -162,7 +162,7 @@ func (b *bench) start(ctx context.Context, s settings, binary, dataDir, kind str
 	if b.db, err = pgx.Connect(ctx, database); err != nil {
 		return err
 	}
-	pid, err := os.ReadFile(filepath.Join(dataDir, "postgres", "data", "postmaster.pid")) //nolint:gosec // our own data folder
+	pid, err := os.ReadFile(filepath.Join(dataDir, "postgres", "data", "postmaster.pid"))
 	if err != nil {
 		return err
 	}
@@ -182,7 +182,7 @@ func (b *bench) start(ctx context.Context, s settings, binary, dataDir, kind str
 }
 
 func register(ctx context.Context, intake, sinkURL string, merchants int, kind string) error {
-	client := notifydv1connect.NewMerchantServiceClient(http.DefaultClient, intake) //nolint:forbidigo // a measuring tool
+	client := notifydv1connect.NewMerchantServiceClient(http.DefaultClient, intake)
 	for i := range merchants {
 		m := &notifydv1.Merchant{Id: fmt.Sprintf("bench-%d", i), NotifyUrl: fmt.Sprintf("%s/m/%d", sinkURL, i)}
 		if kind == "batch-ledger" {

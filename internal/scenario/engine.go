@@ -34,7 +34,7 @@ func Build(ctx context.Context, dir string, race bool) (*Binary, error) {
 	if race {
 		args = append(args, "-race")
 	}
-	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/notifyd")...) //nolint:gosec // fixed words and our own folder
+	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/notifyd")...)
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build notifyd: %w\n%s", err, out)
@@ -68,20 +68,20 @@ type Engine struct {
 }
 
 // DataDir makes a folder that Postgres' own user can reach also when the test runs as root.
-func DataDir(t testing.TB) string {
-	t.Helper()
+func DataDir(tb testing.TB) string {
+	tb.Helper()
 	dir, err := os.MkdirTemp("", "notifyd-scenario-")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // Postgres runs as another user below it
-		t.Fatal(err)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if !t.Failed() {
+	tb.Cleanup(func() {
+		if !tb.Failed() {
 			_ = os.RemoveAll(dir)
 		} else {
-			t.Logf("data of the failed test: %s", dir)
+			tb.Logf("data of the failed test: %s", dir)
 		}
 	})
 	return dir
@@ -90,25 +90,25 @@ func DataDir(t testing.TB) string {
 var ready = regexp.MustCompile(`^  (intake|admin)\s+(http://[^/\s]+)`)
 
 // Start runs `notifyd dev` on free ports without the demo, and returns when it is ready.
-func (b *Binary) Start(t testing.TB, dataDir string, args ...string) *Engine {
-	t.Helper()
+func (b *Binary) Start(tb testing.TB, dataDir string, args ...string) *Engine {
+	tb.Helper()
 	e := &Engine{exited: make(chan struct{})}
 	args = append([]string{"dev", "--no-demo", "--intake-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--data-dir=" + dataDir}, args...)
-	e.cmd = exec.Command(b.path, args...)
+	e.cmd = exec.CommandContext(context.Background(), b.path, args...) // ended by Stop, Kill or the test's end
 	stdout, err := e.cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	e.cmd.Stderr = e.cmd.Stdout
 	if err := e.cmd.Start(); err != nil {
-		t.Fatalf("start notifyd: %v", err)
+		tb.Fatalf("start notifyd: %v", err)
 	}
 	began := make(chan struct{})
 	go e.read(stdout, began)
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		e.Kill()
-		if t.Failed() {
-			t.Logf("the engine said:\n%s", e.Output())
+		if tb.Failed() {
+			tb.Logf("the engine said:\n%s", e.Output())
 		}
 	})
 	timeout := time.NewTimer(60 * time.Second)
@@ -116,12 +116,13 @@ func (b *Binary) Start(t testing.TB, dataDir string, args ...string) *Engine {
 	select {
 	case <-began:
 	case <-e.exited:
-		t.Fatalf("notifyd ended before it was ready: %v\n%s", e.err, e.Output())
+		tb.Fatalf("notifyd ended before it was ready: %v\n%s", e.err, e.Output())
 	case <-timeout.C:
-		t.Fatalf("notifyd was not ready in 60 s\n%s", e.Output())
+		tb.Fatalf("notifyd was not ready in 60 s\n%s", e.Output())
 	}
-	e.Notifications = notifydv1connect.NewNotificationServiceClient(http.DefaultClient, e.Intake) //nolint:forbidigo // test support
-	e.Merchants = notifydv1connect.NewMerchantServiceClient(http.DefaultClient, e.Intake)         //nolint:forbidigo // test support
+	client := &http.Client{}
+	e.Notifications = notifydv1connect.NewNotificationServiceClient(client, e.Intake)
+	e.Merchants = notifydv1connect.NewMerchantServiceClient(client, e.Intake)
 	return e
 }
 
@@ -165,25 +166,25 @@ func (e *Engine) Kill() {
 }
 
 // Stop ends the engine with SIGTERM and waits until it has drained.
-func (e *Engine) Stop(t testing.TB) {
-	t.Helper()
+func (e *Engine) Stop(tb testing.TB) {
+	tb.Helper()
 	_ = e.cmd.Process.Signal(syscall.SIGTERM)
 	timeout := time.NewTimer(60 * time.Second)
 	defer timeout.Stop()
 	select {
 	case <-e.exited:
 		if e.err != nil {
-			t.Errorf("notifyd did not stop cleanly: %v\n%s", e.err, e.Output())
+			tb.Errorf("notifyd did not stop cleanly: %v\n%s", e.err, e.Output())
 		}
 	case <-timeout.C:
-		t.Errorf("notifyd did not stop in 60 s\n%s", e.Output())
+		tb.Errorf("notifyd did not stop in 60 s\n%s", e.Output())
 		e.Kill()
 	}
 }
 
 // Within waits until the condition holds, looking at it again every few milliseconds.
-func Within(t testing.TB, limit time.Duration, what string, holds func() bool) {
-	t.Helper()
+func Within(tb testing.TB, limit time.Duration, what string, holds func() bool) {
+	tb.Helper()
 	timeout := time.NewTimer(limit)
 	defer timeout.Stop()
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -191,7 +192,7 @@ func Within(t testing.TB, limit time.Duration, what string, holds func() bool) {
 	for !holds() {
 		select {
 		case <-timeout.C:
-			t.Fatalf("not within %s: %s", limit, what)
+			tb.Fatalf("not within %s: %s", limit, what)
 		case <-tick.C:
 		}
 	}

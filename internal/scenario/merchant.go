@@ -31,12 +31,12 @@ type Merchant struct {
 }
 
 // NewMerchant starts a merchant that answers 200.
-func NewMerchant(t testing.TB) *Merchant {
-	t.Helper()
+func NewMerchant(tb testing.TB) *Merchant {
+	tb.Helper()
 	m := &Merchant{answer: func(http.ResponseWriter, Seen) {}}
 	m.server = httptest.NewServer(http.HandlerFunc(m.serve))
 	m.URL = m.server.URL + "/notify"
-	t.Cleanup(m.server.Close)
+	tb.Cleanup(m.server.Close)
 	return m
 }
 
