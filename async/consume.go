@@ -46,11 +46,11 @@ func (l *Lane) Run(ctx context.Context, drain time.Duration) error {
 	holding.Go(func() { l.keepHold(finished) })
 
 	<-ctx.Done()
-	for _, c := range taking {
-		c.Stop()
-	}
 	close(l.stopping)
-	l.finish(work, stopWorking, drain)
+	for _, c := range taking {
+		c.Drain() // what has been handed to this process is finished: given back, it would count as perhaps sent
+	}
+	l.finish(work, stopWorking, taking, drain)
 	close(finished)
 	holding.Wait()
 	return nil
@@ -58,9 +58,12 @@ func (l *Lane) Run(ctx context.Context, drain time.Duration) error {
 
 // finish waits for what is in hand. Notifications whose turn has not come move to their own queues, where the next
 // start finds them; attempts still running when drain is over are cut off and recorded as such.
-func (l *Lane) finish(ctx context.Context, stopWorking context.CancelFunc, drain time.Duration) {
+func (l *Lane) finish(ctx context.Context, stopWorking context.CancelFunc, taking []jetstream.ConsumeContext, drain time.Duration) {
 	finished := make(chan struct{})
 	go func() {
+		for _, c := range taking {
+			<-c.Closed() // its last callback has returned: nothing more comes in hand
+		}
 		l.running.Wait()
 		close(finished)
 	}()
@@ -125,7 +128,7 @@ func (l *Lane) take(ctx context.Context, stream, durable, subject string) (jetst
 	if err != nil {
 		return nil, fmt.Errorf("make consumer %s: %w", durable, err)
 	}
-	return consumer.Consume(func(msg jetstream.Msg) { l.open(ctx, msg) }, jetstream.PullMaxMessages(32))
+	return consumer.Consume(func(msg jetstream.Msg) { l.open(ctx, msg) }, jetstream.PullMaxMessages(16))
 }
 
 // message is one JetStream message in hand: acknowledged when every member is settled.
@@ -149,6 +152,7 @@ func (l *Lane) open(ctx context.Context, msg jetstream.Msg) {
 	}
 	m := &message{msg: msg, taken: time.Now()}
 	m.left.Store(int32(len(works))) //nolint:gosec // at most envelope.MaxWorks
+	l.running.Add(1)                // until it is acknowledged or given back
 	l.holding.Lock()
 	l.held[m] = struct{}{}
 	l.holding.Unlock()
@@ -231,7 +235,8 @@ func (l *Lane) settle(ctx context.Context, m *message, err error) {
 	if m.left.Add(-1) > 0 {
 		return
 	}
-	l.running.Go(func() {
+	go func() {
+		defer l.running.Done()
 		l.holding.Lock()
 		delete(l.held, m)
 		l.holding.Unlock()
@@ -246,7 +251,7 @@ func (l *Lane) settle(ctx context.Context, m *message, err error) {
 		if err := m.msg.DoubleAck(ctx); err != nil {
 			l.log.Warn("acknowledgement was not confirmed; the message may come again and is looked up then", zap.Error(err))
 		}
-	})
+	}()
 }
 
 // keepHold tells NATS about messages that take longer, so that it does not hand them to another taker.

@@ -33,7 +33,7 @@ type merchantQueue struct {
 func (l *Lane) Offer(ctx context.Context, w notification.Work, settled func(error)) {
 	select {
 	case l.room <- struct{}{}:
-	case <-l.stopping:
+	case <-ctx.Done():
 		settled(errStopping)
 		return
 	}
