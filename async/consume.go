@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/synadia-io/orbit.go/jetstreamext"
 	"go.uber.org/zap"
 
 	"notifyd/notification"
@@ -27,7 +26,7 @@ func (l *Lane) Run(ctx context.Context, drain time.Duration) error {
 	if err := l.resumeOwnQueues(work); err != nil {
 		return err
 	}
-	var taking []jetstream.ConsumeContext
+	var taking sync.WaitGroup
 	for shard := range notification.Shards {
 		for _, source := range []struct{ stream, durable, subject string }{
 			{envelope.NotifyStream, "shard-" + strconv.Itoa(shard), envelope.NotifySubject(shard)},
@@ -37,7 +36,7 @@ func (l *Lane) Run(ctx context.Context, drain time.Duration) error {
 			if err != nil {
 				return err
 			}
-			taking = append(taking, c)
+			taking.Go(func() { l.keepTaking(work, c, source.stream, source.durable, source.subject) })
 		}
 	}
 	l.running.Go(func() { l.watch(work) })
@@ -47,23 +46,62 @@ func (l *Lane) Run(ctx context.Context, drain time.Duration) error {
 
 	<-ctx.Done()
 	close(l.stopping)
-	for _, c := range taking {
-		c.Drain() // what has been handed to this process is finished: given back, it would count as perhaps sent
-	}
-	l.finish(work, stopWorking, taking, drain)
+	l.finish(work, stopWorking, &taking, drain)
+	l.noteUnread(context.WithoutCancel(ctx))
 	close(finished)
 	holding.Wait()
 	return nil
 }
 
+// keepTaking takes until the lane stops. A consumer that ends by itself, for example because somebody deleted it, is made again.
+func (l *Lane) keepTaking(ctx context.Context, c jetstream.ConsumeContext, stream, durable, subject string) {
+	for {
+		select {
+		case <-l.stopping:
+			c.Drain() // what has been handed to this process is finished: given back, it would count as perhaps sent
+			<-c.Closed()
+			return
+		case <-c.Closed():
+		}
+		l.log.Warn("consumer ended by itself and is made again", zap.String("consumer", durable))
+		for {
+			again, err := l.take(ctx, stream, durable, subject)
+			if err == nil {
+				c = again
+				break
+			}
+			l.log.Warn("consumer cannot be made", zap.String("consumer", durable), zap.Error(err))
+			timer := time.NewTimer(time.Second)
+			select {
+			case <-l.stopping:
+				timer.Stop()
+				return
+			case <-timer.C:
+			}
+		}
+	}
+}
+
+// Unread reports, after Run, that something from before a crash has not been looked up yet.
+func (l *Lane) Unread() bool { return l.unread.Load() }
+
+func (l *Lane) noteUnread(ctx context.Context) {
+	before, crashed := l.suspect[envelope.NotifyStream]
+	if !crashed {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.PublishTimeout)
+	defer cancel()
+	stream, err := l.js.Stream(ctx, envelope.NotifyStream)
+	l.unread.Store(err != nil || (stream.CachedInfo().State.Msgs > 0 && stream.CachedInfo().State.FirstSeq <= before))
+}
+
 // finish waits for what is in hand. Notifications whose turn has not come move to their own queues, where the next
 // start finds them; attempts still running when drain is over are cut off and recorded as such.
-func (l *Lane) finish(ctx context.Context, stopWorking context.CancelFunc, taking []jetstream.ConsumeContext, drain time.Duration) {
+func (l *Lane) finish(ctx context.Context, stopWorking context.CancelFunc, taking *sync.WaitGroup, drain time.Duration) {
 	finished := make(chan struct{})
 	go func() {
-		for _, c := range taking {
-			<-c.Closed() // its last callback has returned: nothing more comes in hand
-		}
+		taking.Wait() // the last callback has returned: nothing more comes in hand
 		l.running.Wait()
 		close(finished)
 	}()
@@ -85,7 +123,13 @@ func (l *Lane) finish(ctx context.Context, stopWorking context.CancelFunc, takin
 		case <-bound.C:
 			l.log.Warn("drain took too long; attempts in flight are cut off", zap.Duration("drain", drain))
 			stopWorking()
-			<-finished
+			afterwards := time.NewTimer(5 * time.Second)
+			defer afterwards.Stop()
+			select {
+			case <-finished:
+			case <-afterwards.C:
+				l.log.Warn("something in hand does not end; its messages come again at the next start")
+			}
 			return
 		}
 	}
@@ -98,22 +142,23 @@ func (l *Lane) resumeOwnQueues(ctx context.Context) error {
 		return fmt.Errorf("list own queues: %w", err)
 	}
 	for subject := range info.State.Subjects {
-		first, err := jetstreamext.GetBatch(ctx, l.js, envelope.MerchantStream, 1, jetstreamext.GetBatchSubject(subject))
-		if err != nil {
-			return fmt.Errorf("read own queue: %w", err)
+		if subject == envelope.UndecodableSubject {
+			continue
 		}
-		for msg, err := range first {
-			if err != nil {
-				return fmt.Errorf("read own queue: %w", err)
+		first, err := l.readOwn(ctx, subject, 1)
+		for err == nil && len(first) == 0 { // what could not be decoded has been set aside
+			var left *jetstream.StreamInfo
+			if left, err = l.own.Info(ctx, jetstream.WithSubjectFilter(subject)); err == nil && left.State.Subjects[subject] == 0 {
+				break
 			}
-			works, err := envelope.Decode(msg.Data)
-			if err != nil || len(works) == 0 {
-				l.log.Error("own queue begins with a message that cannot be decoded; it is removed, its row stays", zap.String("subject", subject), zap.Error(err))
-				l.deleteOwn(ctx, msg.Sequence)
-				continue
-			}
+			first, err = l.readOwn(ctx, subject, 1)
+		}
+		if err != nil {
+			return err
+		}
+		if len(first) > 0 {
 			l.mu.Lock()
-			l.rest(ctx, l.queue(works[0]), notification.ReasonBacklog, time.Time{})
+			l.rest(ctx, l.queue(first[0].work), notification.ReasonBacklog, time.Time{})
 			l.mu.Unlock()
 		}
 	}
@@ -144,10 +189,7 @@ func (l *Lane) open(ctx context.Context, msg jetstream.Msg) {
 	works, err := envelope.Decode(msg.Data())
 	meta, metaErr := msg.Metadata()
 	if err != nil || metaErr != nil {
-		l.log.Error("message cannot be decoded; it is set aside in the stream's advisory", zap.String("subject", msg.Subject()), zap.Error(errors.Join(err, metaErr)))
-		if err := msg.TermWithReason(string(notification.ReasonUndecodable)); err != nil {
-			l.log.Warn("message was not terminated", zap.Error(err))
-		}
+		l.setAside(ctx, msg, errors.Join(err, metaErr))
 		return
 	}
 	m := &message{msg: msg, taken: time.Now()}
@@ -161,7 +203,7 @@ func (l *Lane) open(ctx context.Context, msg jetstream.Msg) {
 	for i := range works {
 		w := &works[i]
 		w.HasRow = isDue || w.Route.Persist == notification.PersistLedger
-		w.Claim = isDue
+		w.Claim = w.HasRow // whoever sees the row may cancel, resend or rescue it
 		w.Interrupted = isDue && w.Route.Lane == notification.LaneSync && w.Attempts == 0
 	}
 	again := meta.NumDelivered > 1 || meta.Sequence.Stream <= l.suspect[meta.Stream]
@@ -177,6 +219,22 @@ func (l *Lane) open(ctx context.Context, msg jetstream.Msg) {
 			continue
 		}
 		l.Offer(ctx, w, settled)
+	}
+}
+
+// setAside keeps a message that cannot be read, for people, and ends it in its queue.
+func (l *Lane) setAside(ctx context.Context, msg jetstream.Msg, cause error) {
+	l.log.Error("message cannot be decoded; it is set aside", zap.String("from", msg.Subject()), zap.String("to", envelope.UndecodableSubject), zap.Error(cause))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cfg.PublishTimeout)
+	defer cancel()
+	_, err := l.js.Publish(ctx, envelope.UndecodableSubject, msg.Data())
+	if err == nil {
+		err = msg.TermWithReason(string(notification.ReasonUndecodable))
+	} else {
+		err = errors.Join(err, msg.NakWithDelay(time.Second))
+	}
+	if err != nil {
+		l.log.Warn("message comes again", zap.Error(err))
 	}
 }
 
@@ -208,8 +266,9 @@ func (l *Lane) lookUp(ctx context.Context, works []notification.Work, redelivere
 // takeUp continues with a work that may have been in hand before, from what the ledger knows of it.
 func (l *Lane) takeUp(ctx context.Context, w notification.Work, row *notification.Notification, redelivered bool, settled func(error)) {
 	switch {
-	case row == nil: // no trace: it may or may not have been sent
-		w.Interrupted = w.Interrupted || redelivered
+	case row == nil: // no trace: it may or may not have been sent, and the other copy may leave one any moment
+		w.Interrupted = w.Interrupted || (redelivered && !w.Claim)
+		w.Claim = true
 		l.Offer(ctx, w, settled)
 	case row.Generation > w.Generation, row.State.Final() && w.Trigger != notification.TriggerResend:
 		settled(nil)
@@ -220,8 +279,9 @@ func (l *Lane) takeUp(ctx context.Context, w notification.Work, row *notificatio
 		}
 		settled(l.delay.Delay(ctx, notification.Work{Notification: row, Trigger: notification.TriggerAuto}))
 	default:
+		// An attempt that needed a claim has left the claim; a first one in a shard has left nothing.
+		w.Interrupted = w.Interrupted || (redelivered && !w.Claim && !row.Resting)
 		w.Notification, w.HasRow, w.Claim = row, true, true
-		w.Interrupted = w.Interrupted || (redelivered && !row.Resting)
 		l.Offer(ctx, w, settled)
 	}
 }

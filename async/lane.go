@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -111,6 +112,7 @@ type Lane struct {
 	running sync.WaitGroup            // attempts, drains, moves and acknowledgements
 	own     jetstream.Stream
 	suspect map[string]uint64 // after a crash: the last sequence of each stream at the start
+	unread  atomic.Bool       // see Unread
 
 	stopping chan struct{} // closed: take nothing more
 

@@ -40,7 +40,12 @@ func (l *Lane) move(ctx context.Context, q *merchantQueue, item *hand.Item, reas
 	resting := asResting(w.Notification, reason, time.Now())
 	remembered := make(chan error, 1)
 	l.memory.Remember(ctx, resting, !w.HasRow, func(err error) { remembered <- err })
-	err := <-remembered
+	var err error
+	select {
+	case err = <-remembered:
+	case <-ctx.Done(): // the lane stops and the ledger does not answer: the message comes again
+		err = errStopping
+	}
 	if err == nil {
 		w.Notification = resting
 		err = l.publishOwn(ctx, q.key, w)
@@ -109,7 +114,7 @@ func (l *Lane) drain(ctx context.Context, q *merchantQueue) {
 		l.mu.Lock()
 		movedBefore := q.moved
 		l.mu.Unlock()
-		batch, err := l.readOwn(ctx, q.key, min(drainBatch, width*8))
+		batch, err := l.readOwn(ctx, envelope.OwnQueueSubject(q.key), min(drainBatch, width*8))
 		if err != nil {
 			l.log.Warn("own queue cannot be read", zap.String("isolation_key", q.key), zap.Error(err))
 			l.postpone(q, time.Now().Add(time.Second))
@@ -191,14 +196,16 @@ type resting struct {
 	work notification.Work
 }
 
-func (l *Lane) readOwn(ctx context.Context, key string, limit int) ([]resting, error) {
+// readOwn reads the oldest notifications of an own queue; none only when the server says so.
+func (l *Lane) readOwn(ctx context.Context, subject string, limit int) ([]resting, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.PublishTimeout)
 	defer cancel()
-	messages, err := jetstreamext.GetBatch(ctx, l.js, envelope.MerchantStream, limit, jetstreamext.GetBatchSubject(envelope.OwnQueueSubject(key)))
+	messages, err := jetstreamext.GetBatch(ctx, l.js, envelope.MerchantStream, limit, jetstreamext.GetBatchSubject(subject))
 	if err != nil {
 		return nil, fmt.Errorf("read own queue: %w", err)
 	}
 	var out []resting
+	undecodable := 0
 	for msg, err := range messages {
 		if errors.Is(err, jetstreamext.ErrNoMessages) {
 			return out, nil
@@ -208,14 +215,21 @@ func (l *Lane) readOwn(ctx context.Context, key string, limit int) ([]resting, e
 		}
 		works, err := envelope.Decode(msg.Data)
 		if err != nil {
-			l.log.Error("own queue holds a message that cannot be decoded; it is removed, its row stays", zap.String("isolation_key", key), zap.Uint64("sequence", msg.Sequence), zap.Error(err))
+			l.log.Error("own queue holds a message that cannot be decoded; it is set aside", zap.String("from", subject), zap.String("to", envelope.UndecodableSubject), zap.Uint64("sequence", msg.Sequence), zap.Error(err))
+			if _, err := l.js.Publish(ctx, envelope.UndecodableSubject, msg.Data); err != nil {
+				return nil, fmt.Errorf("set aside undecodable message: %w", err)
+			}
 			l.deleteOwn(ctx, msg.Sequence)
+			undecodable++
 			continue
 		}
 		for _, w := range works {
 			w.Claim, w.HasRow = true, true
 			out = append(out, resting{seq: msg.Sequence, work: w})
 		}
+	}
+	if len(out)+undecodable == 0 { // the iteration also ends when the answer does not come in time
+		return nil, errNoAnswer
 	}
 	return out, nil
 }
@@ -229,11 +243,12 @@ func (l *Lane) deleteOwn(ctx context.Context, seq uint64) {
 }
 
 // drainSome delivers a batch with at most width attempts at once. It stops at the first deferral and returns its reason;
-// what was deferred stays in the own queue as it is.
+// what was deferred stays in the own queue as it is. One of which another attempt is in flight is passed over.
 func (l *Lane) drainSome(ctx context.Context, batch []resting, width int) (reason notification.Reason, until time.Time) {
 	var (
 		mu      sync.Mutex
 		wg      sync.WaitGroup
+		moved   bool // at least one has left the queue
 		slots   = make(chan struct{}, width)
 		stopped = make(chan struct{})
 		once    sync.Once
@@ -249,38 +264,50 @@ func (l *Lane) drainSome(ctx context.Context, batch []resting, width int) (reaso
 		}
 		durable := make(chan struct{})
 		item, ok := l.hand.Enter(r.work, time.Now(), func(err error) {
-			if err == nil {
-				l.deleteOwn(ctx, r.seq)
-			}
-			close(durable)
+			l.running.Go(func() { // not in the ledger's goroutine: NATS may be slow
+				if err == nil {
+					l.deleteOwn(ctx, r.seq)
+				}
+				close(durable)
+			})
 		})
-		if !ok { // another copy is being sent; this one is looked at again
+		if !ok {
 			<-slots
-			mu.Lock()
-			reason, until = notification.ReasonInFlight, laterOf(until, time.Now().Add(200*time.Millisecond))
-			mu.Unlock()
 			continue
 		}
 		wg.Go(func() {
-			was, verdict := l.attempt(ctx, item)
+			deferred, verdict := l.attempt(ctx, item)
 			<-slots
-			if !was {
-				<-durable
-				return
+			switch {
+			case !deferred:
+				mu.Lock()
+				moved = true
+				mu.Unlock()
+			case verdict.Reason == notification.ReasonInFlight:
+				l.hand.Leave(item, errInFlight)
+			default:
+				once.Do(func() { close(stopped) })
+				mu.Lock()
+				reason, until = verdict.Reason, laterOf(until, verdict.Until)
+				mu.Unlock()
+				l.hand.Leave(item, errStaysInOwnQueue)
 			}
-			once.Do(func() { close(stopped) })
-			mu.Lock()
-			reason, until = verdict.Reason, laterOf(until, verdict.Until)
-			mu.Unlock()
-			l.hand.Leave(item, errStaysInOwnQueue)
-			<-durable
+			select {
+			case <-durable:
+			case <-ctx.Done(): // the lane stops and the ledger does not answer
+			}
 		})
 	}
 	wg.Wait()
+	if reason == "" && !moved {
+		return notification.ReasonInFlight, time.Now().Add(500 * time.Millisecond)
+	}
 	return reason, until
 }
 
 var (
+	errNoAnswer         = errors.New("read own queue: no answer in time")
+	errInFlight         = errors.New("another attempt is in flight")
 	errStaysInOwnQueue  = errors.New("deferred: stays in its own queue")
 	errSecondCopyInHand = errors.New("another copy is in hand")
 )

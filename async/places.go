@@ -37,10 +37,11 @@ func (l *Lane) scan(ctx context.Context, stream string, found func(id notificati
 		if err != nil {
 			return err
 		}
-		read := 0
+		read, ended := 0, false
 		for msg, err := range messages {
 			if errors.Is(err, jetstreamext.ErrNoMessages) {
-				return nil
+				ended = true
+				break
 			}
 			if err != nil {
 				return err
@@ -49,13 +50,19 @@ func (l *Lane) scan(ctx context.Context, stream string, found func(id notificati
 			seq = msg.Sequence + 1
 			l.report(msg, found)
 		}
-		if read == 0 {
+		switch {
+		case ended:
 			return nil
+		case read == 0: // the iteration also ends when the answer does not come in time
+			return errNoAnswer
 		}
 	}
 }
 
 func (l *Lane) report(msg *jetstream.RawStreamMsg, found func(id notification.ID, place string)) {
+	if msg.Subject == envelope.UndecodableSubject {
+		return
+	}
 	works, err := envelope.Decode(msg.Data)
 	if err != nil {
 		l.log.Error("stored message cannot be decoded", zap.String("subject", msg.Subject), zap.Uint64("sequence", msg.Sequence), zap.Error(err))

@@ -86,7 +86,9 @@ func (l *Lane) queue(w notification.Work) *merchantQueue {
 // work makes attempts for one slot of a key until nothing waits.
 func (l *Lane) work(ctx context.Context, q *merchantQueue, item *hand.Item) {
 	for item != nil {
-		if deferred, verdict := l.attempt(ctx, item); deferred {
+		if deferred, verdict := l.attempt(ctx, item); deferred && verdict.Reason == notification.ReasonInFlight {
+			l.hand.Leave(item, errInFlight) // of this one only: its message comes again
+		} else if deferred {
 			l.mu.Lock()
 			l.rest(ctx, q, verdict.Reason, verdict.Until)
 			l.startMove(ctx, q, item)

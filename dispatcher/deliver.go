@@ -91,27 +91,41 @@ func (d *Dispatcher) postpone(w notification.Work, err error) notification.Verdi
 func (d *Dispatcher) remember(ctx context.Context, w notification.Work, after *notification.Notification, attempts []notification.Attempt, settled func(error)) {
 	isNew := !w.HasRow && !d.hand.HasRow(w.ID)
 	d.record(ctx, ledger.Record{Notification: after, Attempts: attempts, New: isNew}, func(err error) {
-		if err != nil || after.State.Final() || after.NextAt.IsZero() || !d.delay.Within(after.NextAt, d.now()) {
+		next := *after
+		if isQuarantined(err) { // no row will bring it back: the schedule must, as late as it can
+			next.NextAt, err = d.delay.Latest(next.NextAt, d.now()), nil
+		}
+		if err != nil || next.State.Final() || next.NextAt.IsZero() || !d.delay.Within(next.NextAt, d.now()) {
 			settled(err)
 			return
 		}
-		d.delay.DelayThen(notification.Work{Notification: after, Trigger: notification.TriggerAuto}, settled)
+		d.delay.DelayThen(notification.Work{Notification: &next, Trigger: notification.TriggerAuto}, settled)
 	})
 }
 
-// record writes to the ledger. What the ledger refuses for good is kept in its quarantine, and trying again is useless.
+// recordBound is how long a record may wait for room in the ledger's queue.
+const recordBound = 30 * time.Second
+
+// record writes to the ledger, also while the engine stops. What the ledger refuses for good is kept in its quarantine;
+// its reservation is marked as answered by and by, so that the proof looks for it.
 func (d *Dispatcher) record(ctx context.Context, r ledger.Record, recorded func(error)) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordBound)
+	defer cancel()
 	id := r.Notification.ID
 	d.ledger.Record(ctx, r, func(err error) {
-		if _, refused := errors.AsType[*ledger.QuarantinedError](err); refused {
+		switch {
+		case isQuarantined(err):
 			d.log.Error("ledger refuses a record; it is in quarantine", zap.Stringer("id", id), zap.Error(err))
-			err = nil
-		}
-		if err == nil {
+		case err == nil:
 			d.owed.shown(id)
 		}
 		recorded(err)
 	})
+}
+
+func isQuarantined(err error) bool {
+	_, refused := errors.AsType[*ledger.QuarantinedError](err)
+	return refused
 }
 
 // schedule is only looked at after a failure.

@@ -32,6 +32,8 @@ type Reserver interface {
 	Reserve(ctx context.Context, rs []ledger.Reservation) ([]ledger.Reserved, error)
 	// MarkAnswered notes of ids without a row that their callers were told of the acceptance.
 	MarkAnswered(ctx context.Context, ids []notification.ID) error
+	// Quarantine is a page of the records that the ledger refused, after a number.
+	Quarantine(ctx context.Context, after int64, limit int) ([]ledger.Quarantined, error)
 	Reservations(ctx context.Context, from, to time.Time, after ledger.ProofCursor, limit int) ([]ledger.ProofRow, ledger.ProofCursor, error)
 }
 
@@ -69,6 +71,8 @@ type URLs interface {
 // Delay keeps what is due later.
 type Delay interface {
 	Within(at, now time.Time) bool
+	// Latest is the instant, or the end of the window when it lies behind it.
+	Latest(at, now time.Time) time.Time
 	DelayThen(w notification.Work, delayed func(error))
 	Now(ctx context.Context, w notification.Work) error
 	Cancel(ctx context.Context, w notification.Work) error
@@ -105,11 +109,13 @@ type Config struct {
 	AttemptBound time.Duration `yaml:"attempt_bound"`
 	// SeenAfter is how long a notification may be in hand before the ledger shows it.
 	SeenAfter time.Duration `yaml:"seen_after"`
+	// Total and Grace are what an attempt may take where the merchant sets nothing: egress' own settings.
+	Total, Grace time.Duration `yaml:"-"`
 }
 
 // DefaultConfig is used where the operator sets nothing.
 func DefaultConfig() Config {
-	return Config{Gate: DefaultGateConfig(), AttemptBound: 30 * time.Second, SeenAfter: 700 * time.Millisecond}
+	return Config{Gate: DefaultGateConfig(), AttemptBound: 30 * time.Second, SeenAfter: 700 * time.Millisecond, Total: 10 * time.Second, Grace: 5 * time.Second}
 }
 
 // Validate names the first key that has a value nobody can work with.
@@ -187,7 +193,12 @@ func (d *Dispatcher) FindMany(ctx context.Context, ids []notification.ID) (map[n
 
 // Remember makes a snapshot without an attempt durable.
 func (d *Dispatcher) Remember(ctx context.Context, n *notification.Notification, isNew bool, remembered func(error)) {
-	d.record(ctx, ledger.Record{Notification: n, New: isNew}, remembered)
+	d.record(ctx, ledger.Record{Notification: n, New: isNew}, func(err error) {
+		if isQuarantined(err) {
+			err = nil // the queue that it goes to keeps it
+		}
+		remembered(err)
+	})
 }
 
 // Run keeps the merchants' snapshot fresh and shows the ledger what stays in hand, until ctx ends.

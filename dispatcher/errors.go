@@ -1,11 +1,13 @@
 package dispatcher
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
 
 	"connectrpc.com/connect"
+	"go.uber.org/zap"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -40,19 +42,23 @@ func alreadyExists(id notification.ID) *connect.Error {
 	return connect.NewError(connect.CodeAlreadyExists, fmt.Errorf("%s: was submitted before with other content; nothing is changed", id))
 }
 
-func unavailable(doing string, err error) *connect.Error {
-	return withDetail(connect.NewError(connect.CodeUnavailable, fmt.Errorf("%s: %w", doing, err)), retryInfo())
+// unavailable says what could not be done for now. Why is for the log: it may name hosts, folders and users.
+func (d *Dispatcher) unavailable(doing string, err error) *connect.Error {
+	if !errors.Is(err, context.Canceled) { // of a caller that is gone
+		d.log.Warn("a call is answered UNAVAILABLE", zap.String("doing", doing), zap.Error(err))
+	}
+	return withDetail(connect.NewError(connect.CodeUnavailable, errors.New(doing+": not possible right now; try again")), retryInfo())
 }
 
 // unaccepted says that a notification is not known to be durable: submitting it again is safe and right.
-func unaccepted(err error) *connect.Error {
+func (d *Dispatcher) unaccepted(err error) *connect.Error {
 	if errors.Is(err, async.ErrFull) {
-		return withDetail(connect.NewError(connect.CodeResourceExhausted, err), retryInfo())
+		return withDetail(connect.NewError(connect.CodeResourceExhausted, async.ErrFull), retryInfo())
 	}
 	if _, refused := errors.AsType[*ledger.QuarantinedError](err); refused {
 		return connect.NewError(connect.CodeInvalidArgument, err)
 	}
-	return unavailable("make durable", err)
+	return d.unavailable("make durable", err)
 }
 
 func retryInfo() *errdetails.RetryInfo {
@@ -91,12 +97,12 @@ func itemError(err error) *notifydv1.ItemError {
 }
 
 // changeError says why a cancel or a resend was refused.
-func changeError(id string, err error) *connect.Error {
+func (d *Dispatcher) changeError(id string, err error) *connect.Error {
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
 		return notFound("notification", id)
 	case errors.Is(err, ledger.ErrFinal), errors.Is(err, ledger.ErrInFlight), errors.Is(err, ledger.ErrReservedOnly):
 		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("%s: %w", id, err))
 	}
-	return unavailable("ask the ledger", err)
+	return d.unavailable("ask the ledger", err)
 }

@@ -175,9 +175,9 @@ func (g *Gate) claim(ctx context.Context, w notification.Work, now time.Time) (p
 		return permission{}, fmt.Errorf("claim attempt: %w", err)
 	}
 	switch verdict {
-	case ledger.ClaimGranted:
+	case ledger.ClaimGranted, ledger.ClaimNoRow:
 		return permission{kind: granted, interrupted: w.Interrupted}, nil
-	case ledger.ClaimGrantedAfterLapse, ledger.ClaimNoRow:
+	case ledger.ClaimGrantedAfterLapse:
 		return permission{kind: granted, interrupted: true}, nil
 	case ledger.ClaimStale:
 		return permission{kind: void, reason: notification.ReasonStaleGeneration}, nil

@@ -68,6 +68,9 @@ func (s *MerchantService) PutMerchant(ctx context.Context, req *connect.Request[
 	if known != nil {
 		m.Paused, m.PauseReason = known.Paused, known.PauseReason
 	}
+	if ifVersion == nil && known != nil {
+		ifVersion = &known.Version // a pause that comes in between must not be undone
+	}
 	stored, err := s.put(ctx, m, ifVersion)
 	if err != nil {
 		return nil, err
@@ -81,7 +84,7 @@ func (s *MerchantService) put(ctx context.Context, m *merchant.Merchant, ifVersi
 		return nil, connect.NewError(connect.CodeAborted, fmt.Errorf("merchant %q: %w; read it again", m.ID, err))
 	}
 	if err != nil {
-		return nil, unavailable("store merchant", err)
+		return nil, s.unavailable("store merchant", err)
 	}
 	s.merchants.Learn(stored)
 	s.async.Wake(m.ID)
@@ -91,7 +94,7 @@ func (s *MerchantService) put(ctx context.Context, m *merchant.Merchant, ifVersi
 // current is a merchant as the ledger has it now; nil: there is none. The snapshot may lag behind another node.
 func (s *MerchantService) current(ctx context.Context, id string) (*merchant.Merchant, error) {
 	if err := s.LearnMerchants(ctx); err != nil {
-		return nil, unavailable("read merchants", err)
+		return nil, s.unavailable("read merchants", err)
 	}
 	return s.merchants.Get(id), nil
 }
@@ -122,7 +125,7 @@ func (s *MerchantService) ListMerchants(ctx context.Context, req *connect.Reques
 	}
 	found, err := s.store.ListMerchants(ctx, req.Msg.PageToken, size+1)
 	if err != nil {
-		return nil, unavailable("read merchants", err)
+		return nil, s.unavailable("read merchants", err)
 	}
 	out := &notifydv1.ListMerchantsResponse{}
 	if len(found) > size {
@@ -211,7 +214,10 @@ func (s *MerchantService) check(p *notifydv1.Merchant) error {
 		}
 	}
 	s.checkSettings("", p.NotifyUrl, p.UrlPolicy, p.Schedule, refuse)
+	own := timeoutsFromProto(p.Timeouts)
+	s.checkTimeouts("timeouts", own, refuse)
 	for scene, over := range p.Scenes {
+		s.checkTimeouts("scenes["+strconv.Quote(scene)+"].timeouts", timeoutsFromProto(over.GetTimeouts()).Or(own), refuse)
 		s.checkSettings("scenes["+strconv.Quote(scene)+"].", over.GetNotifyUrl(), p.UrlPolicy, over.GetSchedule(), refuse)
 		if over == nil {
 			refuse("scenes["+strconv.Quote(scene)+"]", "is empty")
@@ -233,6 +239,14 @@ func (s *MerchantService) checkSettings(prefix, url string, policy *notifydv1.Ur
 		if err := retry.Validate(scheduleFromProto(schedule)); err != nil {
 			refuse(prefix+"schedule", err.Error())
 		}
+	}
+}
+
+// checkTimeouts keeps an attempt within the time after which somebody else may make it.
+func (s *MerchantService) checkTimeouts(field string, own merchant.Timeouts, refuse func(field, description string)) {
+	t := own.Or(merchant.Timeouts{Total: s.cfg.Total, Grace: s.cfg.Grace})
+	if longest := t.Total + t.Grace; longest >= s.cfg.AttemptBound {
+		refuse(field, fmt.Sprintf("total and grace together are %s: must be less than the engine's attempt bound of %s", longest, s.cfg.AttemptBound))
 	}
 }
 

@@ -104,7 +104,7 @@ func (d *Dispatcher) find(ctx context.Context, id notification.ID) (*notificatio
 	noRow := errors.Is(err, ledger.ErrReservedOnly) || errors.Is(err, ledger.ErrNotFound)
 	switch {
 	case err != nil && !noRow:
-		return nil, nil, unavailable("ask the ledger", err)
+		return nil, nil, d.unavailable("ask the ledger", err)
 	case inHand && (noRow || n.UpdatedAt.Before(held.Notification.UpdatedAt)):
 		recorded := len(attempts)
 		for _, a := range held.Attempts {
@@ -144,7 +144,7 @@ func (d *Dispatcher) ListNotifications(ctx context.Context, req *connect.Request
 	}
 	found, next, err := d.ledger.List(ctx, f, min(size, maxPage), after)
 	if err != nil {
-		return nil, unavailable("ask the ledger", err)
+		return nil, d.unavailable("ask the ledger", err)
 	}
 	out := &notifydv1.ListNotificationsResponse{NextPageToken: next.String()}
 	for _, n := range found {
@@ -256,7 +256,7 @@ func (d *Dispatcher) change(text string, apply func(notification.ID) (*notificat
 	}
 	n, err := apply(id)
 	if err != nil {
-		return &notifydv1.ChangeResult{Id: text, Error: itemError(changeError(text, err))}
+		return &notifydv1.ChangeResult{Id: text, Error: itemError(d.changeError(text, err))}
 	}
 	return &notifydv1.ChangeResult{Id: text, State: stateToProto(n.State), Generation: n.Generation}
 }

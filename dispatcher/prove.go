@@ -45,7 +45,7 @@ func (d *Dispatcher) Prove(ctx context.Context, req *connect.Request[notifydv1.P
 	for {
 		rows, next, err := d.ledger.Reservations(ctx, from, p.before, after, proofPage)
 		if err != nil {
-			return unavailable("read reservations", err)
+			return d.unavailable("read reservations", err)
 		}
 		for _, row := range rows {
 			p.count(row)
@@ -111,7 +111,10 @@ func (d *Dispatcher) findSuspects(ctx context.Context, p *proof) error {
 		return nil
 	}
 	if err := d.places.Waiting(ctx, found); err != nil {
-		return unavailable("read streams", err)
+		return d.unavailable("read streams", err)
+	}
+	if err := d.findQuarantined(ctx, found); err != nil {
+		return err
 	}
 	ids := make([]notification.ID, 0, len(p.suspects))
 	for id := range p.suspects {
@@ -122,7 +125,7 @@ func (d *Dispatcher) findSuspects(ctx context.Context, p *proof) error {
 		ids = ids[len(page):]
 		rows, err := d.ledger.FindMany(ctx, page)
 		if err != nil {
-			return unavailable("look up suspects", err)
+			return d.unavailable("look up suspects", err)
 		}
 		for id, n := range rows {
 			switch {
@@ -135,6 +138,22 @@ func (d *Dispatcher) findSuspects(ctx context.Context, p *proof) error {
 		}
 	}
 	return nil
+}
+
+func (d *Dispatcher) findQuarantined(ctx context.Context, found func(id notification.ID, place string)) error {
+	for after := int64(0); ; {
+		page, err := d.ledger.Quarantine(ctx, after, 500)
+		if err != nil {
+			return d.unavailable("read quarantine", err)
+		}
+		if len(page) == 0 {
+			return nil
+		}
+		for _, q := range page {
+			found(q.ID, "quarantine")
+			after = q.Number
+		}
+	}
 }
 
 func (p *proof) answer(missing []string, done bool) *notifydv1.ProveResponse {

@@ -24,13 +24,14 @@ type submission struct {
 
 	// The answer: either err, or where it stands.
 	err       error
+	twin      *submission // the same id earlier in this batch; its answer is this one's
 	duplicate bool
 	standing  *notification.Notification
 	attempt   *notification.Attempt
 }
 
 // answered reports whether nothing is left to do.
-func (s *submission) answered() bool { return s.err != nil || s.standing != nil }
+func (s *submission) answered() bool { return s.err != nil || s.standing != nil || s.twin != nil }
 
 // submit is the way in, for one notification and for a thousand: check, route, reserve, and give to a lane. It returns
 // when each submission is answered: with an error, or with the state of a durable notification (P1).
@@ -48,6 +49,11 @@ func (d *Dispatcher) submit(ctx context.Context, subs []*submission) {
 		d.enter(ctx, s, answers.Done)
 	}
 	answers.Wait()
+	for _, s := range subs {
+		if s.twin != nil { // of two equal ones the later is a duplicate, if the first was accepted
+			s.err, s.standing, s.duplicate = s.twin.err, s.twin.standing, true
+		}
+	}
 }
 
 // admit checks a notification, freezes what the merchant's settings decide, and routes it.
@@ -107,7 +113,7 @@ func (d *Dispatcher) reserve(ctx context.Context, subs []*submission) {
 	reserved, err := d.ledger.Reserve(ctx, rs)
 	if err != nil {
 		for _, s := range taken {
-			s.err = unavailable("reserve id", err)
+			s.err = d.unavailable("reserve id", err)
 		}
 		return
 	}
@@ -132,7 +138,7 @@ func (s *submission) twinOf(first *submission) {
 		s.err = alreadyExists(s.n.ID)
 		return
 	}
-	s.duplicate, s.standing = true, first.n
+	s.twin = first
 }
 
 // recognise answers duplicates with the first one's state. One of which no trace is found goes on like a new one,
@@ -143,7 +149,7 @@ func (d *Dispatcher) recognise(ctx context.Context, known []*submission) {
 	}
 	var ids []notification.ID
 	for _, s := range known {
-		if held, ok := d.hand.Find(s.n.ID); ok {
+		if held, ok := d.hand.Find(s.n.ID); ok && held.Durable {
 			s.standing = held.Notification
 			continue
 		}
@@ -154,7 +160,7 @@ func (d *Dispatcher) recognise(ctx context.Context, known []*submission) {
 		switch {
 		case s.answered():
 		case err != nil:
-			s.err = unavailable("look up duplicate", err)
+			s.err = d.unavailable("look up duplicate", err)
 		case rows[s.n.ID] != nil:
 			s.standing = rows[s.n.ID]
 		}
@@ -182,14 +188,16 @@ func (d *Dispatcher) enter(ctx context.Context, s *submission, done func()) {
 
 // enterAsync gives a work to the asynchronous lane.
 func (d *Dispatcher) enterAsync(ctx context.Context, s *submission, w notification.Work, reason notification.Reason, done func()) {
-	n := w.Notification
+	routed := *w.Notification // readers may have the one that the sync lane had in hand
+	n := &routed
+	w.Notification = n
 	n.Route.Lane, n.Reason = notification.LaneAsync, reason
 	if n.Route.Persist == notification.PersistAfter {
 		n.Route.Persist = notification.PersistStream
 	}
 	accepted := func(err error) {
 		if err != nil {
-			s.err = unaccepted(err)
+			s.err = d.unaccepted(err)
 		} else {
 			s.standing = n
 			d.tell(n)
@@ -211,18 +219,20 @@ func (d *Dispatcher) enterAsync(ctx context.Context, s *submission, w notificati
 
 // enterLater makes a work durable whose attempt is due at a later instant.
 func (d *Dispatcher) enterLater(ctx context.Context, s *submission, w notification.Work, at time.Time, reason notification.Reason, done func()) {
-	n := w.Notification
+	waiting := *w.Notification
+	n := &waiting
+	w.Notification = n
 	if n.Route.Lane == notification.LaneSync && reason == notification.ReasonNotBefore {
 		n.Route.Lane = notification.LaneAsync
 	}
 	n.NextAt, n.Reason = later(at, d.now()), reason
 	answer := func(err error) {
 		if err != nil {
-			s.err = unaccepted(err)
+			s.err = d.unaccepted(err)
 		} else {
 			s.standing = n
 			if reason == notification.ReasonAwaitingAnswer {
-				d.tell(n)
+				d.owed.told(n.ID, d.now())
 			}
 		}
 		done()
@@ -272,7 +282,7 @@ func (d *Dispatcher) enterSync(ctx context.Context, s *submission, w notificatio
 		d.withRow(ctx, w, func(err error) { row <- err })
 		if err := <-row; err != nil {
 			place.Release()
-			s.err = unaccepted(err)
+			s.err = d.unaccepted(err)
 			return
 		}
 		w.HasRow = true
@@ -280,16 +290,20 @@ func (d *Dispatcher) enterSync(ctx context.Context, s *submission, w notificatio
 	answer, err := d.sync.Ask(ctx, place, w, n.AcceptedAt.Add(d.cfg.AttemptBound))
 	switch {
 	case errors.Is(err, synclane.ErrInHand):
-		s.duplicate, s.standing = true, n
+		s.duplicate = true
+		var answered sync.WaitGroup
+		answered.Add(1)
+		d.enterLater(ctx, s, w, n.AcceptedAt.Add(d.cfg.AttemptBound), notification.ReasonAwaitingAnswer, answered.Done)
+		answered.Wait()
 	case err != nil:
-		s.err = unaccepted(err)
+		s.err = d.unaccepted(err)
 	case answer.Verdict.Deferred:
 		goAsync(answer.Verdict.Reason)
 		if err := d.delay.Cancel(context.WithoutCancel(ctx), w); err != nil {
 			d.log.Debug("net stays; the claim refuses what it brings", zap.Stringer("id", n.ID), zap.Error(err))
 		}
 	case answer.TimedOut:
-		d.tell(n)
+		d.owed.told(n.ID, d.now())
 		waiting := *n
 		waiting.Reason = notification.ReasonAwaitingAnswer
 		s.standing = &waiting

@@ -43,6 +43,9 @@ func violations(prefix string, msg proto.Message) []*errdetails.BadRequest_Field
 
 // checkRequest answers a request that breaks the proto files' rules.
 func checkRequest(msg proto.Message) error {
+	if by, ok := msg.(interface{ GetOperator() string }); ok && !printable(by.GetOperator()) {
+		return invalid("operator", fmt.Sprintf("%q: control characters are not allowed", by.GetOperator()))
+	}
 	if vs := violations("", msg); len(vs) > 0 {
 		return invalidAll(vs)
 	}
@@ -101,14 +104,28 @@ func checkContent(p *notifydv1.Notification, refuse func(field, description stri
 			break
 		}
 	}
-	for field, text := range map[string]string{"request_id": p.RequestId, "order_id": p.OrderId, "source": p.Source, "merchant_id": p.MerchantId, "batch_id": p.BatchId} {
-		for _, r := range text {
-			if r < ' ' || r == 0x7f || r == utf8.RuneError {
-				refuse(field, fmt.Sprintf("%q: control characters are not allowed", text))
-				break
-			}
+	for field, text := range map[string]string{
+		"source": p.Source, "request_id": p.RequestId, "merchant_id": p.MerchantId, "app_id": p.AppId, "event_type": p.EventType,
+		"order_id": p.OrderId, "order_status": p.OrderStatus, "batch_id": p.BatchId,
+	} {
+		if !printable(text) {
+			refuse(field, fmt.Sprintf("%q: control characters are not allowed", text))
 		}
 	}
+	for key, value := range p.Labels {
+		if !printable(key) || !printable(value) {
+			refuse(fmt.Sprintf("labels[%q]", key), "control characters are not allowed")
+		}
+	}
+}
+
+func printable(text string) bool {
+	for _, r := range text {
+		if r < ' ' || r == 0x7f || r == utf8.RuneError {
+			return false
+		}
+	}
+	return true
 }
 
 // jsonFault says where a payload stops being JSON.

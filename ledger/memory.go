@@ -1,7 +1,9 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -20,6 +22,7 @@ type Memory struct {
 	closed       bool
 	reservations map[notification.ID]Reservation
 	answered     map[notification.ID]bool
+	quarantine   []Quarantined
 	rows         map[notification.ID]*memoryRow
 	merchants    map[string]*merchant.Merchant
 	version      int64 // of the last change of a merchant
@@ -101,6 +104,9 @@ func (m *Memory) Record(ctx context.Context, r Record, recorded func(error)) {
 	if err == nil {
 		err = m.store(r)
 	}
+	if refused, ok := errors.AsType[*QuarantinedError](err); ok {
+		m.quarantine = append(m.quarantine, Quarantined{Number: int64(len(m.quarantine)) + 1, At: m.now(), ID: refused.ID, Reason: refused.Error(), Record: r})
+	}
 	m.told.Go(func() { recorded(err) })
 }
 
@@ -138,7 +144,7 @@ func (m *Memory) advance(row *memoryRow, incoming notification.Progress) {
 	if !replaced {
 		return
 	}
-	if compareProgress(incoming, row.n.Progress) > 0 {
+	if cmp.Or(cmp.Compare(incoming.Generation, row.n.Generation), cmp.Compare(incoming.Attempts, row.n.Attempts)) > 0 {
 		row.claimedUntil = time.Time{}
 	}
 	row.move(progress)

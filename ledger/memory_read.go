@@ -169,3 +169,17 @@ func (m *Memory) MarkAnswered(ctx context.Context, ids []notification.ID) error 
 	}
 	return nil
 }
+
+// Quarantine does what Postgres.Quarantine does.
+func (m *Memory) Quarantine(ctx context.Context, after int64, limit int) ([]Quarantined, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if after >= int64(len(m.quarantine)) {
+		return nil, nil
+	}
+	page := m.quarantine[max(after, 0):]
+	return slices.Clone(page[:min(len(page), max(limit, 1))]), nil
+}

@@ -29,6 +29,11 @@ func advance(stored, incoming notification.Progress) (notification.Progress, boo
 		stored.WindowFrom, stored.UpdatedAt = incoming.WindowFrom, incoming.UpdatedAt
 		return stored, true
 	}
+	if incoming.State == notification.StateDelivered && !stored.State.Final() {
+		// The merchant has acknowledged it, whatever the sweep or a resend has begun meanwhile: that finds it settled.
+		incoming.Generation, incoming.Attempts = max(incoming.Generation, stored.Generation), max(incoming.Attempts, stored.Attempts)
+		return incoming, true
+	}
 	if incoming.Generation != stored.Generation {
 		return pick(stored, incoming, incoming.Generation > stored.Generation)
 	}

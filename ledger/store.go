@@ -143,12 +143,15 @@ func addReservations(ctx context.Context, tx pgx.Tx, missing map[notification.ID
 // upsertStatement says in SQL what advance says in Go (P12). What was frozen at acceptance never changes. Rows are
 // locked in the order of ids, as by everybody.
 var upsertStatement = func() string {
-	const newer = `(excluded.generation, excluded.attempts, excluded.updated_at) > (n.generation, n.attempts, n.updated_at)`
+	// A claim ends with an outcome or with a new generation, not with a row that only says where the work waits.
+	const newer = `(excluded.generation, excluded.attempts) > (n.generation, n.attempts)`
 	// A delivered one counts its resends but stays as it was settled.
 	counts := map[string]bool{"generation": true, "attempts": true, "step": true, "window_from": true, "updated_at": true}
 	set := []string{`claimed_until = case when ` + newer + ` then null else n.claimed_until end`}
 	for _, column := range append([]string{"fed"}, progressColumns...) {
-		if counts[column] {
+		if column == "generation" || column == "attempts" { // an acknowledgement that comes after the sweep has gone on keeps the sweep's
+			set = append(set, fmt.Sprintf(`%s = case when excluded.state = %d then greatest(n.%[1]s, excluded.%[1]s) else excluded.%[1]s end`, column, notification.StateDelivered))
+		} else if counts[column] {
 			set = append(set, fmt.Sprintf(`%s = excluded.%[1]s`, column))
 		} else {
 			set = append(set, fmt.Sprintf(`%s = case when n.state = %d then n.%[1]s else excluded.%[1]s end`, column, notification.StateDelivered))
@@ -158,6 +161,7 @@ var upsertStatement = func() string {
 	return fmt.Sprintf(`insert into notifications as n (%s) select %[1]s from incoming_notifications order by id
 		on conflict (accepted_at, id) do update set %s
 		where (n.state = %d and (excluded.generation, excluded.attempts) > (n.generation, n.attempts))
+		or (n.state in (1, 2, 3) and excluded.state = %[3]d)
 		or (n.state <> %[3]d and (excluded.generation > n.generation or (excluded.generation = n.generation
 			and n.state in (1, 2, 3) and (excluded.attempts, excluded.updated_at) >= (n.attempts, n.updated_at))))`,
 		columns, strings.Join(set, ", "), notification.StateDelivered)

@@ -88,6 +88,14 @@ func NewDelay(ctx context.Context, cfg Config, js jetstream.JetStream) (*Delay, 
 // Within reports whether an instant lies in the window that JetStream keeps.
 func (d *Delay) Within(at, now time.Time) bool { return at.Sub(now) <= d.cfg.Window }
 
+// Latest is the instant, or the end of the window when it lies behind it.
+func (d *Delay) Latest(at, now time.Time) time.Time {
+	if end := now.Add(d.cfg.Window); at.After(end) {
+		return end
+	}
+	return at
+}
+
 // Delay makes w due at its NextAt; an earlier schedule of the same id is replaced. It returns when that is durable.
 func (d *Delay) Delay(ctx context.Context, w notification.Work) error {
 	result := make(chan error, 1)

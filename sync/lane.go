@@ -114,8 +114,20 @@ func (p *Place) Release() {
 	})
 }
 
-// Wait returns when no attempt of this lane is running.
-func (l *Lane) Wait() { l.running.Wait() }
+// Wait returns when no attempt of this lane is running, or with an error when ctx ends first.
+func (l *Lane) Wait(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		l.running.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for attempts: %w", context.Cause(ctx))
+	}
+}
 
 // Answer is what the caller is told.
 type Answer struct {
@@ -145,25 +157,28 @@ func (l *Lane) Ask(ctx context.Context, place *Place, w notification.Work, durab
 		place.Release()
 		return Answer{}, ErrInHand
 	}
+	item.SetDurable(w.HasRow)
 	if netted { // P1: durable before anything else
 		if err := l.net.Delay(ctx, net); err != nil {
 			place.Release()
 			l.hand.Leave(item, err)
 			return Answer{}, fmt.Errorf("make durable: %w", err)
 		}
+		item.SetDurable(true)
 	}
 
 	work := context.WithoutCancel(ctx)
-	answered := make(chan notification.Verdict, 1)
+	answered := make(chan outcome, 1)
 	l.running.Go(func() {
 		defer place.Release()
-		answered <- l.attempt(work, item, durable)
+		verdict, err := l.attempt(work, item, durable)
+		answered <- outcome{verdict, err}
 	})
 	timer := time.NewTimer(time.Until(deadline))
 	defer timer.Stop()
 	select {
-	case verdict := <-answered:
-		return Answer{Verdict: verdict}, nil
+	case o := <-answered:
+		return Answer{Verdict: o.verdict}, o.err
 	case <-timer.C:
 	case <-ctx.Done(): // the caller is gone or out of time; the attempt goes on
 	}
@@ -175,26 +190,42 @@ func (l *Lane) Ask(ctx context.Context, place *Place, w notification.Work, durab
 	return Answer{Verdict: notification.Verdict{After: w.Notification, Reason: notification.ReasonAwaitingAnswer}, TimedOut: true}, nil
 }
 
+// outcome of an attempt; with PersistAfter err says that it is not durable.
+type outcome struct {
+	verdict notification.Verdict
+	err     error
+}
+
 // attempt delivers, and takes the net away once the outcome is durable. With PersistAfter the answer waits for that.
-func (l *Lane) attempt(ctx context.Context, item *hand.Item, durable <-chan error) notification.Verdict {
-	w, _ := item.Send()
+func (l *Lane) attempt(ctx context.Context, item *hand.Item, durable <-chan error) (notification.Verdict, error) {
+	w, ok := item.Send()
+	if !ok { // P12: taken back by a cancel, which settles it; the claim refuses what the net brings
+		return notification.Verdict{Reason: notification.ReasonCanceled}, nil
+	}
 	verdict := l.deliver.Deliver(ctx, w, func(err error) { l.hand.Leave(item, err) })
 	if verdict.Deferred {
 		l.hand.Leave(item, nil)
-		return verdict
+		return verdict, nil
 	}
 	item.Sent(verdict.After, verdict.Attempts)
-	takeNetAway := func() error {
-		err := <-durable
-		if err == nil && verdict.After != nil && verdict.After.State.Final() {
-			err = l.net.Cancel(ctx, w) // a net that stays comes due, and the claim refuses it
-		}
-		return err
-	}
 	if w.Route.Persist == notification.PersistAfter {
-		_ = takeNetAway() // the outcome was recorded or it is in quarantine; a net that stays is refused by the claim
-		return verdict
+		if err := <-durable; err != nil {
+			return verdict, fmt.Errorf("make outcome durable: %w", err)
+		}
+		l.takeNetAway(ctx, w, verdict)
+		return verdict, nil
 	}
-	l.running.Go(func() { _ = takeNetAway() })
-	return verdict
+	l.running.Go(func() {
+		if err := <-durable; err == nil { // otherwise the net brings it back
+			l.takeNetAway(ctx, w, verdict)
+		}
+	})
+	return verdict, nil
+}
+
+// takeNetAway cancels the schedule of a final notification. One that stays comes due, and the claim refuses it.
+func (l *Lane) takeNetAway(ctx context.Context, w notification.Work, verdict notification.Verdict) {
+	if verdict.After != nil && verdict.After.State.Final() {
+		_ = l.net.Cancel(ctx, w)
+	}
 }

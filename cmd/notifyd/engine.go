@@ -38,6 +38,7 @@ type engine struct {
 	intake string // the address that answers, for example 127.0.0.1:8700
 	admin  string
 	pgURL  string
+	unread bool // something from before a crash has not been looked up yet
 }
 
 // startEngine starts everything in one process: Postgres and NATS on the data folder, the lanes, the intake. When it
@@ -83,7 +84,7 @@ func (e *engine) markRunning(cfg config) (crashed bool, _ error) {
 		return false, fmt.Errorf("mark run: %w", err)
 	}
 	e.parts.opened("mark of the run", func() error {
-		if e.parts.cleanSoFar() {
+		if e.parts.cleanSoFar() && !e.unread {
 			return os.Remove(path)
 		}
 		return nil
@@ -165,6 +166,7 @@ func (e *engine) startLanes(ctx context.Context, cfg config, s stores, observer 
 
 	merchants, table := merchant.NewRegistry(), hand.NewTable()
 	later := &laterPlaces{}
+	cfg.Dispatcher.Total, cfg.Dispatcher.Grace = cfg.Egress.TotalTimeout, cfg.Egress.Grace
 	d, err := dispatcher.New(cfg.Dispatcher, dispatcher.Parts{
 		Ledger: memory, Store: memory, Merchants: merchants, Router: routes, Sender: sender{client}, URLs: urls{client.Guard()},
 		Delay: delay, Hand: table, Places: later, Observer: observer, Log: log.Named("dispatcher"), Now: now,
@@ -196,8 +198,14 @@ func (e *engine) startLanes(ctx context.Context, cfg config, s stores, observer 
 
 	e.parts.run(ctx, "dispatcher", d.Run)
 	e.parts.run(ctx, "sweep", retry.NewSweep(cfg.Retry, memory, delay, log.Named("sweep")).Run)
-	e.parts.run(ctx, "async lane", func(ctx context.Context) error { return lane.Run(ctx, cfg.Drain) })
-	e.parts.opened("sync lane", func() error { waiting.Wait(); return nil })
+	e.parts.run(ctx, "async lane", func(ctx context.Context) error {
+		err := lane.Run(ctx, cfg.Drain)
+		e.unread = lane.Unread()
+		return err
+	})
+	e.parts.opened("sync lane", func() error {
+		return withTimeout(cfg.Drain, func(ctx context.Context) error { return waiting.Wait(ctx) })
+	})
 	if e.intake, err = e.serve(ctx, "intake", cfg.Intake.Listen, intakeHandler(d)); err != nil {
 		return err
 	}

@@ -58,7 +58,7 @@ func claimVerdicts(f *fixture) {
 	expect("dead", allowed, ledger.ClaimStale, time.Time{})
 }
 
-// claimEndedByRecord: newer progress ends a claim, a repeated or an older record does not.
+// claimEndedByRecord: an outcome ends a claim; a repeated or an older record, or one that only says where it waits, does not.
 func claimEndedByRecord(f *fixture) {
 	n := f.accept(Tried(Plain(1, Start), Start, Start.Add(time.Second)))
 	until := Start.Add(time.Minute)
@@ -74,8 +74,13 @@ func claimEndedByRecord(f *fixture) {
 		p.State, p.Reason, p.UpdatedAt = notification.StateHeld, notification.ReasonBreakerOpen, Start.Add(time.Second)
 	})
 	f.record(ledger.Record{Notification: deferred})
-	if v, _ := f.claim(n, until); v != ledger.ClaimGranted {
+	if v, _ := f.claim(n, until); v != ledger.ClaimBusy {
 		f.Fatalf("after a deferral: %d", v)
+	}
+	tried := Tried(deferred, Start.Add(2*time.Second), Start.Add(time.Minute))
+	f.record(ledger.Record{Notification: tried})
+	if v, _ := f.claim(tried, until); v != ledger.ClaimGranted {
+		f.Fatalf("after an outcome: %d", v)
 	}
 }
 

@@ -140,7 +140,8 @@ func recordFinal(f *fixture) {
 	f.record(ledger.Record{Notification: Delivered(dead, Start.Add(time.Minute))}) // the same generation: too late
 	f.same("dead", f.find(n.ID), dead)
 
-	// Together: what an older generation brings home late is an attempt, whatever comes with it.
+	// Together: an acknowledgement that an older generation brings home settles an open one, and what comes after it is an
+	// attempt and nothing more.
 	other := Plain(2, Start)
 	other.Generation = 1
 	f.accept(other)
@@ -150,7 +151,10 @@ func recordFinal(f *fixture) {
 		p.Settle(notification.StateDead, notification.ReasonGone, notification.SettledByMerchant, Start.Add(time.Second))
 	})
 	f.record(ledger.Record{Notification: late}, ledger.Record{Notification: otherDead})
-	f.same("an older generation's delivery", f.find(other.ID), otherDead)
+	told := With(otherDead, func(p *notification.Progress) {
+		p.State, p.Reason, p.SettledBy = notification.StateDelivered, late.Reason, late.SettledBy
+	})
+	f.same("an older generation's delivery", f.find(other.ID), told)
 
 	again := With(dead, func(p *notification.Progress) {
 		p.Generation++

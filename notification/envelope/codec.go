@@ -2,6 +2,7 @@
 package envelope
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -35,6 +36,9 @@ func Decode(data []byte) ([]notification.Work, error) {
 	var env storev1.Envelope
 	if err := proto.Unmarshal(data, &env); err != nil {
 		return nil, fmt.Errorf("decode envelope: %w", err)
+	}
+	if len(env.Works) == 0 {
+		return nil, errors.New("decode envelope: it holds nothing")
 	}
 	works := make([]notification.Work, len(env.Works))
 	for i, p := range env.Works {
@@ -72,7 +76,7 @@ func pack(w notification.Work) *storev1.Work {
 		AcceptedAt: micros(n.AcceptedAt), NextAt: micros(n.NextAt), WindowFrom: micros(n.WindowFrom),
 		DeferredFor: n.DeferredFor.Microseconds(), DeferredSince: micros(n.DeferredSince),
 		SettledAt: micros(n.SettledAt), SettledBy: n.SettledBy, UpdatedAt: micros(n.UpdatedAt), Resting: n.Resting,
-		Trigger: uint32(w.Trigger), SecondCopy: w.SecondCopy, Operator: w.Operator,
+		Trigger: uint32(w.Trigger), SecondCopy: w.SecondCopy, Operator: w.Operator, Interrupted: w.Interrupted,
 	}
 }
 
@@ -98,7 +102,7 @@ func unpack(p *storev1.Work) notification.Work {
 	}
 	copy(n.ID[:], p.Id)
 	copy(n.Digest[:], p.Digest)
-	return notification.Work{Notification: n, Trigger: notification.Trigger(p.Trigger), SecondCopy: p.SecondCopy, Operator: p.Operator} //nolint:gosec // written by pack
+	return notification.Work{Notification: n, Trigger: notification.Trigger(p.Trigger), SecondCopy: p.SecondCopy, Operator: p.Operator, Interrupted: p.Interrupted} //nolint:gosec // written by pack
 }
 
 func micros(t time.Time) int64 {

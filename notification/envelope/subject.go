@@ -39,6 +39,9 @@ func OwnQueueSubject(isolationKey string) string {
 	return "own." + notification.KeyToken(isolationKey)
 }
 
+// UndecodableSubject keeps messages that could not be read, for people.
+const UndecodableSubject = "own._undecodable"
+
 // PlaceOf names the place that a stored message's subject stands for: shard, own_queue, delay or due.
 func PlaceOf(subject string) string {
 	parts := strings.Split(subject, ".")

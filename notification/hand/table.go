@@ -30,6 +30,7 @@ type Item struct {
 	work     notification.Work
 	attempts []notification.Attempt // made and not yet durable
 	phase    phase
+	durable  bool
 	rowAt    time.Time // when the ledger was last shown it; zero: never
 	settled  func(error)
 	left     chan struct{} // closed by Leave; nil while nobody waits for it
@@ -55,7 +56,7 @@ func NewTable() *Table {
 
 func (t *Table) stripe(id notification.ID) *stripe { return &t.stripes[id[0]%stripes] }
 
-// Enter takes a work in hand; settled is called by Leave. False: another copy of it is in hand already.
+// Enter takes a work in hand that comes from a durable place; settled is called by Leave. False: another copy of it is in hand already.
 func (t *Table) Enter(w notification.Work, now time.Time, settled func(error)) (*Item, bool) {
 	s := t.stripe(w.ID)
 	s.Lock()
@@ -63,7 +64,7 @@ func (t *Table) Enter(w notification.Work, now time.Time, settled func(error)) (
 	if _, ok := s.held[w.ID]; ok {
 		return nil, false
 	}
-	item := &Item{since: now, work: w, settled: settled}
+	item := &Item{since: now, work: w, settled: settled, durable: true}
 	s.held[w.ID] = item
 	return item, true
 }
@@ -94,6 +95,7 @@ func (t *Table) Leave(item *Item, err error) {
 type Held struct {
 	Notification *notification.Notification
 	Attempts     []notification.Attempt // made here and not yet durable
+	Durable      bool                   // it would come again if this process died now
 }
 
 // Find returns a notification that is in hand, as it stands.
@@ -104,7 +106,7 @@ func (t *Table) Find(id notification.ID) (Held, bool) {
 	}
 	item.mu.Lock()
 	defer item.mu.Unlock()
-	return Held{item.work.Notification, item.attempts}, true
+	return Held{item.work.Notification, item.attempts, item.durable}, true
 }
 
 func (t *Table) find(id notification.ID) *Item {
@@ -122,7 +124,7 @@ func (t *Table) Settle(ctx context.Context, id notification.ID) bool {
 		return true
 	}
 	item.mu.Lock()
-	if item.settled == nil {
+	if item.settled == nil || item.work.Claim { // the ledger, which grants its attempt, knows best
 		item.mu.Unlock()
 		return true
 	}
@@ -154,7 +156,8 @@ func (t *Table) HasRow(id notification.ID) bool {
 	return item.work.HasRow
 }
 
-// TakeBack removes a queued notification from its lane: nobody will send it. The caller settles it and then calls Leave.
+// TakeBack removes a queued notification from its lane: nobody will send it. One whose attempt the ledger must grant is
+// not taken back: canceling it in the ledger is enough. The caller settles it and then calls Leave.
 func (t *Table) TakeBack(id notification.ID) (*Item, bool) {
 	item := t.find(id)
 	if item == nil {
@@ -162,7 +165,7 @@ func (t *Table) TakeBack(id notification.ID) (*Item, bool) {
 	}
 	item.mu.Lock()
 	defer item.mu.Unlock()
-	if item.phase != queued {
+	if item.phase != queued || item.work.Claim {
 		return nil, false
 	}
 	item.phase = gone
@@ -221,6 +224,13 @@ func withReason(n *notification.Notification, reason notification.Reason) *notif
 	c := *n
 	c.Reason = reason
 	return &c
+}
+
+// SetDurable says whether the notification would come again if this process died now.
+func (i *Item) SetDurable(durable bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.durable = durable
 }
 
 // Since is when the item came in hand.

@@ -121,6 +121,7 @@ type Work struct {
 	SecondCopy     bool                   `protobuf:"varint,61,opt,name=second_copy,json=secondCopy,proto3" json:"second_copy,omitempty"`
 	Operator       string                 `protobuf:"bytes,62,opt,name=operator,proto3" json:"operator,omitempty"`
 	Resting        bool                   `protobuf:"varint,63,opt,name=resting,proto3" json:"resting,omitempty"`
+	Interrupted    bool                   `protobuf:"varint,64,opt,name=interrupted,proto3" json:"interrupted,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -505,13 +506,20 @@ func (x *Work) GetResting() bool {
 	return false
 }
 
+func (x *Work) GetInterrupted() bool {
+	if x != nil {
+		return x.Interrupted
+	}
+	return false
+}
+
 var File_notifyd_store_v1_work_proto protoreflect.FileDescriptor
 
 const file_notifyd_store_v1_work_proto_rawDesc = "" +
 	"\n" +
 	"\x1bnotifyd/store/v1/work.proto\x12\x10notifyd.store.v1\"8\n" +
 	"\bEnvelope\x12,\n" +
-	"\x05works\x18\x01 \x03(\v2\x16.notifyd.store.v1.WorkR\x05works\"\x9f\f\n" +
+	"\x05works\x18\x01 \x03(\v2\x16.notifyd.store.v1.WorkR\x05works\"\xc1\f\n" +
 	"\x04Work\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x1d\n" +
@@ -579,7 +587,8 @@ const file_notifyd_store_v1_work_proto_rawDesc = "" +
 	"\vsecond_copy\x18= \x01(\bR\n" +
 	"secondCopy\x12\x1a\n" +
 	"\boperator\x18> \x01(\tR\boperator\x12\x18\n" +
-	"\aresting\x18? \x01(\bR\aresting\x1a9\n" +
+	"\aresting\x18? \x01(\bR\aresting\x12 \n" +
+	"\vinterrupted\x18@ \x01(\bR\vinterrupted\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B(Z&notifyd/proto/notifyd/store/v1;storev1b\x06proto3"
