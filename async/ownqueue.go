@@ -231,6 +231,9 @@ func (l *Lane) readOwn(ctx context.Context, subject string, limit int) ([]restin
 	if len(out)+undecodable == 0 { // the iteration also ends when the answer does not come in time
 		return nil, errNoAnswer
 	}
+	if len(out) == 0 { // nothing is known yet of what lies behind the undecodable ones
+		return l.readOwn(ctx, subject, limit)
+	}
 	return out, nil
 }
 

@@ -182,8 +182,8 @@ func (d *fakeDelay) DelayThen(w notification.Work, delayed func(error)) {
 	delayed(fail)
 }
 
-func (*fakeDelay) Latest(at, now time.Time) time.Time {
-	if end := now.Add(10 * time.Minute); at.After(end) {
+func (d *fakeDelay) Latest(at, now time.Time) time.Time {
+	if end := now.Add(d.window); at.After(end) {
 		return end
 	}
 	return at

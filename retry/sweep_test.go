@@ -1,0 +1,155 @@
+package retry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"notifyd/ledger"
+	"notifyd/notification"
+)
+
+// A row that enters the window is fed once, however often and from however many sides it is looked at, and fires on time.
+func TestSweepFeedsOnce(t *testing.T) {
+	cfg := quick()
+	d := newDues(t, cfg)
+	m := ledger.NewMemory(ledger.Config{Now: clock, Window: cfg.Window})
+	t.Cleanup(m.Close)
+	works := map[notification.ID]notification.Work{}
+	for i := range 30 {
+		w := retrying(fmt.Sprint(i), time.Now().Add(cfg.Window+time.Duration(i)*20*time.Millisecond))
+		works[w.ID] = w
+		put(t, m, w)
+	}
+	put(t, m, retrying("fed by the engine itself", time.Now().Add(time.Second)))
+	put(t, m, retrying("far away", time.Now().Add(time.Hour)))
+	resting := retrying("rests in its own queue", time.Now().Add(cfg.Window+time.Second))
+	resting.Resting = true
+	put(t, m, resting)
+
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 2)
+	for range 2 {
+		go func() { ended <- NewSweep(cfg, m, d.Delay, zap.NewNop()).Run(ctx) }()
+	}
+	within(t, 20*time.Second, "all are fired", func() bool { return len(d.all()) >= len(works) })
+	stop()
+	for range 2 {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	for _, f := range d.all() {
+		w, ok := works[f.ID]
+		if !ok {
+			if f.RequestID == "fed by the engine itself" && f.Trigger == notification.TriggerSweep {
+				continue // nobody scheduled it here: the sweep rescued it
+			}
+			t.Errorf("%s fired, or fired twice", f.RequestID)
+			continue
+		}
+		delete(works, f.ID)
+		if late := f.at.Sub(w.NextAt); late < 0 || late > 2*time.Second || f.Generation != 1 || f.Trigger != notification.TriggerAuto {
+			t.Errorf("%s fired %s late: %+v", w.RequestID, late, f)
+		}
+	}
+}
+
+// An overdue row is put back on its way under a new generation, which makes its old due item void (P12).
+func TestSweepRescues(t *testing.T) {
+	cfg := quick()
+	d := newDues(t, cfg)
+	m := ledger.NewMemory(ledger.Config{Now: clock, Window: cfg.Window})
+	t.Cleanup(m.Close)
+	lost := retrying("lost", time.Now().Add(-cfg.Grace-time.Second))
+	put(t, m, lost)
+	put(t, m, retrying("a little late", time.Now().Add(-cfg.Grace/2)))
+	claimed := retrying("being sent", time.Now().Add(-cfg.Grace-time.Second))
+	put(t, m, claimed)
+	if v, _, err := m.Claim(t.Context(), ledger.Claim{ID: claimed.ID, Generation: 1, Attempts: 1, Until: clock().Add(time.Minute)}); v != ledger.ClaimGranted || err != nil {
+		t.Fatal(v, err)
+	}
+	resting := retrying("rests", time.Now().Add(-time.Hour))
+	resting.Resting = true
+	put(t, m, resting)
+
+	sweep := NewSweep(cfg, m, d.Delay, zap.NewNop())
+	for range 3 {
+		if err := sweep.Once(t.Context(), clock()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	within(t, 5*time.Second, "the lost one is fired", func() bool { return len(d.all()) > 0 })
+	got := d.all()
+	if len(got) != 1 || got[0].ID != lost.ID || got[0].Generation != 2 || got[0].Attempts != 1 || got[0].Trigger != notification.TriggerSweep {
+		t.Fatalf("fired %+v", got)
+	}
+	old := ledger.Claim{ID: lost.ID, Generation: 1, Attempts: 1, Until: clock().Add(time.Minute)}
+	if v, _, err := m.Claim(t.Context(), old); v != ledger.ClaimStale || err != nil {
+		t.Errorf("the old due item is granted: %d, %v", v, err)
+	}
+	old.Generation = 2
+	if v, _, err := m.Claim(t.Context(), old); v != ledger.ClaimGranted || err != nil {
+		t.Errorf("the new one is refused: %d, %v", v, err)
+	}
+}
+
+// index fails as it is told.
+type index struct {
+	feed, rescue []*notification.Notification
+	err          error
+	asked        []time.Time
+}
+
+func (i *index) Feed(_ context.Context, horizon time.Time, _ int) ([]*notification.Notification, error) {
+	i.asked = append(i.asked, horizon)
+	out := i.feed
+	i.feed = nil
+	return out, i.err
+}
+
+func (i *index) Rescue(_ context.Context, overdueBefore, _ time.Time, _ int) ([]*notification.Notification, error) {
+	i.asked = append(i.asked, overdueBefore)
+	out := i.rescue
+	i.rescue = nil
+	return out, i.err
+}
+
+// What is asked of the ledger: a little inside the window's edge, and overdue by the grace.
+func TestSweepAsksForTheRightSpans(t *testing.T) {
+	cfg, i := quick(), &index{}
+	now := clock()
+	if err := NewSweep(cfg, i, nil, zap.NewNop()).Once(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	if len(i.asked) != 2 || !i.asked[0].Equal(now.Add(cfg.Window-cfg.SweepEvery)) || !i.asked[1].Equal(now.Add(-cfg.Grace)) {
+		t.Errorf("asked %v", i.asked)
+	}
+	down := errors.New("does not answer")
+	i.err = down
+	if err := NewSweep(cfg, i, nil, zap.NewNop()).Once(t.Context(), now); !errors.Is(err, down) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestConfigNamesTheKey(t *testing.T) {
+	if err := DefaultConfig().Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for want, spoil := range map[string]func(*Config){
+		"retry.window: 1ms: must be at least 1s":                           func(c *Config) { c.Window = time.Millisecond },
+		"retry.sweep_every: 10m0s: must be 10ms to half the window (5m0s)": func(c *Config) { c.SweepEvery = 10 * time.Minute },
+		"retry.grace: 0s: must be at least 1s":                             func(c *Config) { c.Grace = 0 },
+		"retry.replicas: 0: must be 1 to 5":                                func(c *Config) { c.Replicas = 0 },
+	} {
+		c := DefaultConfig()
+		spoil(&c)
+		if err := c.Validate(); err == nil || err.Error() != want {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
