@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,7 +20,7 @@ func TestEnvelopesGroupCommit(t *testing.T) {
 	l := n.lane(t, false)
 	var works []notification.Work
 	for i := range 300 {
-		works = append(works, n.work(fmt.Sprint(i), "k"))
+		works = append(works, n.work(strconv.Itoa(i), "k"))
 	}
 	for i := range 4 {
 		big := n.work(fmt.Sprint("big-", i), "k")
@@ -51,7 +52,7 @@ func TestFullStreamIsErrFull(t *testing.T) {
 	l := n.lane(t, false)
 	stored, refused := 0, error(nil)
 	for i := 0; i < 20 && refused == nil; i++ {
-		w := n.work(fmt.Sprint(i), "k")
+		w := n.work(strconv.Itoa(i), "k")
 		w.Body = make([]byte, 200<<10)
 		done := make(chan error, 1)
 		l.Accept(w, func(err error) { done <- err })
@@ -207,7 +208,7 @@ func TestInHandIsBounded(t *testing.T) {
 	l := n.lane(t, false)
 	const total = 120
 	for i := range total {
-		accept(t, l, n.work(fmt.Sprint(i), fmt.Sprint("k", i%40)))
+		accept(t, l, n.work(strconv.Itoa(i), fmt.Sprint("k", i%40)))
 	}
 	release := make(chan struct{})
 	var running, most atomic.Int32

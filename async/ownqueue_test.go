@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -66,7 +67,7 @@ func TestDeferredMovesDrainsAndReturns(t *testing.T) {
 	n.shut(notification.ReasonMerchantPaused)
 	var works []notification.Work
 	for i := range 100 {
-		works = append(works, n.work(fmt.Sprint(i), "k"))
+		works = append(works, n.work(strconv.Itoa(i), "k"))
 	}
 	accept(t, l, works...)
 	within(t, 10*time.Second, "all rest in the own queue, and their envelopes are acknowledged", func() bool {
@@ -115,7 +116,7 @@ func TestDrainAsksOnceAndWaits(t *testing.T) {
 	}
 	run(t, l, time.Second)
 	for i := range 50 {
-		accept(t, l, n.work(fmt.Sprint(i), "k"))
+		accept(t, l, n.work(strconv.Itoa(i), "k"))
 	}
 	within(t, 5*time.Second, "all rest", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 50 })
 	mu.Lock()
@@ -138,7 +139,7 @@ func TestBacklogGoesThroughTheOwnQueue(t *testing.T) {
 	run(t, l, time.Second)
 	var works []notification.Work
 	for i := range 150 {
-		works = append(works, n.work(fmt.Sprint(i), "k"))
+		works = append(works, n.work(strconv.Itoa(i), "k"))
 	}
 	accept(t, l, works...)
 	within(t, 20*time.Second, "all are delivered", func() bool {
@@ -177,8 +178,8 @@ func TestArrivalsAgainstTheDrain(t *testing.T) {
 	for round := range 12 {
 		n.mu.Lock()
 		n.gate = func(notification.Work) (notification.Reason, time.Time) {
-			if rand.IntN(3) == 0 { //nolint:gosec // chance is the point
-				return notification.ReasonRateLimited, time.Now().Add(time.Duration(rand.IntN(8)) * time.Millisecond) //nolint:gosec // chance
+			if rand.IntN(3) == 0 {
+				return notification.ReasonRateLimited, time.Now().Add(time.Duration(rand.IntN(8)) * time.Millisecond)
 			}
 			return "", time.Time{}
 		}
@@ -193,7 +194,7 @@ func TestArrivalsAgainstTheDrain(t *testing.T) {
 					mu.Unlock()
 					accept(t, l, w)
 					if i%5 == 0 {
-						<-time.NewTimer(time.Duration(rand.IntN(10)) * time.Millisecond).C //nolint:gosec // chance
+						<-time.NewTimer(time.Duration(rand.IntN(10)) * time.Millisecond).C
 					}
 				}
 			})
@@ -219,7 +220,7 @@ func TestOwnQueuesAreResumed(t *testing.T) {
 	n.shut(notification.ReasonMerchantPaused)
 	var works []notification.Work
 	for i := range 30 {
-		works = append(works, n.work(fmt.Sprint(i), fmt.Sprint("k", i%3)))
+		works = append(works, n.work(strconv.Itoa(i), fmt.Sprint("k", i%3)))
 	}
 	accept(t, first, works...)
 	within(t, 5*time.Second, "all rest", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 30 })
@@ -241,7 +242,7 @@ func TestStopWithABacklog(t *testing.T) {
 	stop := run(t, first, 2*time.Second)
 	var works []notification.Work
 	for i := range 40 {
-		works = append(works, n.work(fmt.Sprint(i), "k"))
+		works = append(works, n.work(strconv.Itoa(i), "k"))
 	}
 	accept(t, first, works...)
 	within(t, 5*time.Second, "all are in hand", func() bool { return n.table.Len() >= 38 })
@@ -352,7 +353,7 @@ func TestNATSBlipDoesNotStrandAnOwnQueue(t *testing.T) {
 		return notification.ReasonRateLimited, time.Now().Add(100 * time.Millisecond)
 	}
 	for i := range 10 {
-		accept(t, l, n.work(fmt.Sprint(i), "k"))
+		accept(t, l, n.work(strconv.Itoa(i), "k"))
 	}
 	within(t, 10*time.Second, "all rest", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 10 })
 	within(t, 10*time.Second, "the lane takes from everywhere", func() bool {

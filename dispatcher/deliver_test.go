@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,7 +19,7 @@ func TestFirstTryRetryAndResendAreOneWay(t *testing.T) {
 	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
 		work := w.accepted(t, "one")
 		w.sends.answers(failed(notification.ReasonHTTPServerError))
-		v, _, err := w.deliver(t, work)
+		v, err := w.deliver(t, work)
 		if err != nil || v.After.State != notification.StateRetrying || v.After.Attempts != 1 {
 			t.Fatalf("first try: %+v, %v", v.After, err)
 		}
@@ -29,7 +30,7 @@ func TestFirstTryRetryAndResendAreOneWay(t *testing.T) {
 		pass(time.Until(v.After.NextAt))
 
 		retry := w.again(t, work)
-		if v, _, err = w.deliver(t, retry); err != nil || v.After.Attempts != 2 || v.After.Step != 2 {
+		if v, err = w.deliver(t, retry); err != nil || v.After.Attempts != 2 || v.After.Step != 2 {
 			t.Fatalf("retry: %+v, %v", v.After, err)
 		}
 
@@ -39,7 +40,7 @@ func TestFirstTryRetryAndResendAreOneWay(t *testing.T) {
 		}
 		resend := w.again(t, work)
 		resend.Trigger, resend.Operator = notification.TriggerResend, "ops"
-		if v, _, err = w.deliver(t, resend); err != nil || v.After.State != notification.StateDelivered {
+		if v, err = w.deliver(t, resend); err != nil || v.After.State != notification.StateDelivered {
 			t.Fatalf("resend: %+v, %v", v.After, err)
 		}
 
@@ -87,7 +88,7 @@ func TestSettledSaysWhatIsNotDurable(t *testing.T) {
 			inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
 				w.sends.answers(failed(notification.ReasonHTTPServerError))
 				c.breaks(w)
-				_, _, err := w.deliver(t, w.accepted(t, "one"))
+				_, err := w.deliver(t, w.accepted(t, "one"))
 				if !errors.Is(err, c.settled) {
 					t.Errorf("settled with %v, want %v", err, c.settled)
 				}
@@ -132,7 +133,7 @@ func TestStaleIsDroppedWithoutARequest(t *testing.T) {
 				work := w.due(t, "one", nil)
 				change(t, w, work)
 				before, _ := w.row(t, work.ID)
-				v, _, err := w.deliver(t, work)
+				v, err := w.deliver(t, work)
 				if err != nil || v.Deferred || v.Reason != notification.ReasonStaleGeneration || v.After != nil {
 					t.Errorf("verdict %+v, settled with %v", v, err)
 				}
@@ -153,7 +154,7 @@ func TestBusyIsDeferred(t *testing.T) {
 		if v, _, err := w.memory.Memory.Claim(t.Context(), ledger.Claim{ID: work.ID, Generation: 1, Until: until}); v != ledger.ClaimGranted || err != nil {
 			t.Fatal(v, err)
 		}
-		v, _, _ := w.deliver(t, work)
+		v, _ := w.deliver(t, work)
 		if !v.Deferred || v.Reason != notification.ReasonInFlight || !v.Until.Equal(until) || w.sends.count() != 0 {
 			t.Fatalf("verdict %+v, %d sent", v, w.sends.count())
 		}
@@ -167,7 +168,7 @@ func TestBehindIsDeferred(t *testing.T) {
 		ahead := *work.Notification
 		ahead.Attempts = 2
 		work.Notification = &ahead
-		v, _, _ := w.deliver(t, work)
+		v, _ := w.deliver(t, work)
 		if !v.Deferred || v.Reason != notification.ReasonInFlight || !v.Until.After(clock()) || w.sends.count() != 0 {
 			t.Fatalf("verdict %+v, %d sent", v, w.sends.count())
 		}
@@ -203,7 +204,7 @@ func TestInterruptedIsOnRecordFirst(t *testing.T) {
 			inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
 				work := start(t, w)
 				w.sends.answers(failed(notification.ReasonHTTPServerError))
-				v, _, err := w.deliver(t, work)
+				v, err := w.deliver(t, work)
 				if err != nil || len(v.Attempts) != 2 {
 					t.Fatalf("verdict %+v, %v", v, err)
 				}
@@ -236,7 +237,7 @@ func TestDeliveredStaysDelivered(t *testing.T) {
 				resend := w.again(t, work)
 				resend.Trigger = notification.TriggerResend
 				w.sends.answers(failed(reason))
-				if v, _, err := w.deliver(t, resend); err != nil || v.After.State != notification.StateDelivered {
+				if v, err := w.deliver(t, resend); err != nil || v.After.State != notification.StateDelivered {
 					t.Errorf("verdict %+v, %v", v.After, err)
 				}
 				n, attempts := w.row(t, work.ID)
@@ -247,7 +248,7 @@ func TestDeliveredStaysDelivered(t *testing.T) {
 					t.Errorf("scheduled %+v", w.later.held())
 				}
 				// The same resend, found a second time.
-				if v, _, _ := w.deliver(t, resend); v.Reason != notification.ReasonStaleGeneration || w.sends.count() != 2 {
+				if v, _ := w.deliver(t, resend); v.Reason != notification.ReasonStaleGeneration || w.sends.count() != 2 {
 					t.Errorf("its second copy: %+v, %d sent", v, w.sends.count())
 				}
 			})
@@ -261,13 +262,13 @@ func TestLedgerDownDefers(t *testing.T) {
 		work := w.due(t, "one", nil)
 		w.memory.failClaim = errDown
 		for range 20 {
-			v, _, _ := w.deliver(t, work)
+			v, _ := w.deliver(t, work)
 			if !v.Deferred || v.Reason != notification.ReasonInternal || !v.Until.After(clock()) || v.After == nil || w.sends.count() != 0 {
 				t.Fatalf("verdict %+v, %d sent", v, w.sends.count())
 			}
 		}
 		w.memory.failClaim = nil
-		if v, _, err := w.deliver(t, work); err != nil || v.After.State != notification.StateDelivered {
+		if v, err := w.deliver(t, work); err != nil || v.After.State != notification.StateDelivered {
 			t.Fatalf("afterwards: %+v, %v", v, err)
 		}
 	})
@@ -277,7 +278,7 @@ func TestLedgerDownDefers(t *testing.T) {
 func TestFirstTryAsksNobody(t *testing.T) {
 	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
 		w.memory.failClaim = errDown
-		if v, _, err := w.deliver(t, w.accepted(t, "one")); err != nil || v.After.State != notification.StateDelivered || w.memory.claims != 0 {
+		if v, err := w.deliver(t, w.accepted(t, "one")); err != nil || v.After.State != notification.StateDelivered || w.memory.claims != 0 {
 			t.Fatalf("verdict %+v, %v, %d claims", v, err, w.memory.claims)
 		}
 	})
@@ -286,7 +287,7 @@ func TestFirstTryAsksNobody(t *testing.T) {
 // A cancellation on the way of a due item wins, whichever comes first.
 func TestCancelAgainstDeliver(t *testing.T) {
 	for i := range 50 {
-		t.Run(fmt.Sprint(i), func(t *testing.T) {
+		t.Run(strconv.Itoa(i), func(t *testing.T) {
 			inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
 				work := w.due(t, "one", nil)
 				canceled := make(chan error, 1)
@@ -342,7 +343,7 @@ func TestExpiredSettles(t *testing.T) {
 				work := arrange(t, w)
 				sent := w.sends.count()
 				pass(time.Until(work.ExpiresAt))
-				v, _, err := w.deliver(t, work)
+				v, err := w.deliver(t, work)
 				if err != nil || v.Deferred || w.sends.count() != sent {
 					t.Errorf("verdict %+v, %v, sent %d", v, err, w.sends.count()-sent)
 				}
@@ -375,14 +376,14 @@ func TestDeferredTimeIsKept(t *testing.T) {
 	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
 		w.merchant(&merchant.Merchant{ID: "m", Paused: true})
 		work := w.due(t, "one", nil)
-		v, _, _ := w.deliver(t, work)
+		v, _ := w.deliver(t, work)
 		if !v.Deferred || v.Reason != notification.ReasonMerchantPaused || v.After.State != notification.StateHeld || v.After.DeferredSince.IsZero() {
 			t.Fatalf("verdict %+v, after %+v", v, v.After)
 		}
 		since := v.After.DeferredSince
 		pass(time.Hour)
 		work.Notification = v.After
-		if v, _, _ = w.deliver(t, work); !v.After.DeferredSince.Equal(since) {
+		if v, _ = w.deliver(t, work); !v.After.DeferredSince.Equal(since) {
 			t.Fatalf("asked again: deferred since %s, want %s", v.After.DeferredSince, since)
 		}
 		if n, _ := w.row(t, work.ID); n.State != notification.StateAccepted {
@@ -391,7 +392,7 @@ func TestDeferredTimeIsKept(t *testing.T) {
 		w.merchant(&merchant.Merchant{ID: "m"})
 		w.sends.answers(failed(notification.ReasonHTTPServerError))
 		work.Notification = v.After
-		v, _, err := w.deliver(t, work)
+		v, err := w.deliver(t, work)
 		if err != nil || v.After.DeferredFor != time.Hour || !v.After.DeferredSince.IsZero() || v.After.State != notification.StateRetrying {
 			t.Fatalf("after the pause: %+v, %v", v.After, err)
 		}

@@ -307,7 +307,7 @@ func inBubble(t *testing.T, cfg Config, run func(t *testing.T, w *world)) {
 		w.merchant(&merchant.Merchant{ID: "m"})
 		run(t, w)
 		_ = w.lane.Wait(context.Background())
-		w.memory.Memory.Close()
+		w.memory.Close()
 	})
 }
 
@@ -360,8 +360,8 @@ func (w *world) put(t *testing.T, n *notification.Notification, attempts []notif
 	}
 }
 
-// deliver makes one attempt, waits until all has come to rest, and says how often settled was called and with what.
-func (w *world) deliver(t *testing.T, work notification.Work) (notification.Verdict, int, error) {
+// deliver makes one attempt, waits until all has come to rest, and says what settled was called with: once, or never for a deferral.
+func (w *world) deliver(t *testing.T, work notification.Work) (notification.Verdict, error) {
 	t.Helper()
 	var mu sync.Mutex
 	calls, last := 0, error(nil)
@@ -380,7 +380,7 @@ func (w *world) deliver(t *testing.T, work notification.Work) (notification.Verd
 	if !verdict.Deferred && calls != 1 {
 		t.Errorf("settled was called %d times, want once", calls)
 	}
-	return verdict, calls, last
+	return verdict, last
 }
 
 // again is a row's notification as its next due item brings it.

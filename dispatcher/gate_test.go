@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"fmt"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,9 +32,9 @@ func TestWhatOpensABreaker(t *testing.T) {
 			inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
 				w.sends.answers(failed(reason))
 				for i := range 10 {
-					w.deliver(t, w.accepted(t, fmt.Sprint(i)))
+					w.deliver(t, w.accepted(t, strconv.Itoa(i)))
 				}
-				v, _, _ := w.deliver(t, w.accepted(t, "last"))
+				v, _ := w.deliver(t, w.accepted(t, "last"))
 				if v.Deferred != want {
 					t.Errorf("deferred %v, want %v: %+v", v.Deferred, want, v)
 				}
@@ -59,7 +60,7 @@ func TestBreakerCountsInARow(t *testing.T) {
 			inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
 				send := func(i int, a notification.Attempt) {
 					w.sends.answers(a)
-					if v, _, _ := w.deliver(t, w.accepted(t, fmt.Sprint(i))); v.Deferred {
+					if v, _ := w.deliver(t, w.accepted(t, strconv.Itoa(i))); v.Deferred {
 						t.Fatalf("attempt %d was deferred", i)
 					}
 				}
@@ -68,7 +69,7 @@ func TestBreakerCountsInARow(t *testing.T) {
 				}
 				send(4, c.between)
 				send(5, failed(notification.ReasonConnectRefused))
-				if v, _, _ := w.deliver(t, w.accepted(t, "last")); v.Deferred != c.open {
+				if v, _ := w.deliver(t, w.accepted(t, "last")); v.Deferred != c.open {
 					t.Errorf("deferred %v, want %v", v.Deferred, c.open)
 				}
 			})
@@ -92,7 +93,7 @@ func TestOpenBreakerDefers(t *testing.T) {
 		opened := time.Now()
 		pass(3 * time.Second)
 		work := w.due(t, "waits", nil)
-		v, _, _ := w.deliver(t, work)
+		v, _ := w.deliver(t, work)
 		if !v.Deferred || v.Reason != notification.ReasonBreakerOpen || !v.Until.Equal(opened.Add(10*time.Second)) || w.memory.claims != 0 {
 			t.Errorf("verdict %+v with %d claims, want until %s without one", v, w.memory.claims, opened.Add(10*time.Second))
 		}
@@ -102,7 +103,7 @@ func TestOpenBreakerDefers(t *testing.T) {
 		other := w.accepted(t, "other")
 		other.Route.IsolationKey = "another"
 		w.sends.answers(acknowledged())
-		if v, _, _ := w.deliver(t, other); v.Deferred {
+		if v, _ := w.deliver(t, other); v.Deferred {
 			t.Errorf("another key was deferred: %+v", v)
 		}
 	})
@@ -133,7 +134,7 @@ func TestHalfOpenLetsOneThrough(t *testing.T) {
 				go func() { done <- w.Deliver(t.Context(), probe, func(error) {}) }()
 				synctest.Wait()
 				for i := range 3 {
-					v, _, _ := w.deliver(t, w.accepted(t, fmt.Sprint("beside-", i)))
+					v, _ := w.deliver(t, w.accepted(t, fmt.Sprint("beside-", i)))
 					if !v.Deferred || v.Reason != notification.ReasonBreakerOpen || !v.Until.After(clock()) {
 						t.Fatalf("beside the probe: %+v", v)
 					}
@@ -143,7 +144,7 @@ func TestHalfOpenLetsOneThrough(t *testing.T) {
 					t.Fatalf("the probe was deferred: %+v", v)
 				}
 				w.sends.answers(acknowledged())
-				v, _, _ := w.deliver(t, w.accepted(t, "next"))
+				v, _ := w.deliver(t, w.accepted(t, "next"))
 				if v.Deferred == (c.closes || c.again) {
 					t.Errorf("after the probe: %+v", v)
 				}
@@ -168,7 +169,7 @@ func TestRefusedProbeLeavesItsPlace(t *testing.T) {
 			w.deliver(t, work)
 		}
 		w.sends.answers(acknowledged())
-		if v, _, _ := w.deliver(t, w.accepted(t, "probe")); v.Deferred {
+		if v, _ := w.deliver(t, w.accepted(t, "probe")); v.Deferred {
 			t.Fatalf("the probe was deferred: %+v", v)
 		}
 	})
@@ -179,7 +180,7 @@ func TestRateLimitDefers(t *testing.T) {
 	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
 		w.merchant(&merchant.Merchant{ID: "m", Limits: merchant.Limits{RatePerSecond: 2, Burst: 2}})
 		send := func(name string) notification.Verdict {
-			v, _, _ := w.deliver(t, w.accepted(t, name))
+			v, _ := w.deliver(t, w.accepted(t, name))
 			return v
 		}
 		if send("1").Deferred || send("2").Deferred {
@@ -207,10 +208,10 @@ func TestRateLimitLeavesTheBreakerAlone(t *testing.T) {
 	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
 		w.merchant(&merchant.Merchant{ID: "m", Limits: merchant.Limits{RatePerSecond: 1, Burst: 1}})
 		for i := range 20 {
-			w.deliver(t, w.accepted(t, fmt.Sprint(i)))
+			w.deliver(t, w.accepted(t, strconv.Itoa(i)))
 		}
 		pass(time.Second)
-		if v, _, _ := w.deliver(t, w.accepted(t, "last")); v.Deferred {
+		if v, _ := w.deliver(t, w.accepted(t, "last")); v.Deferred {
 			t.Fatalf("verdict %+v", v)
 		}
 	})
@@ -220,11 +221,11 @@ func TestRateLimitLeavesTheBreakerAlone(t *testing.T) {
 func TestMissingAndPausedDefer(t *testing.T) {
 	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
 		missing := w.due(t, "one", func(n *notification.Notification) { n.MerchantID = "gone" })
-		if v, _, _ := w.deliver(t, missing); !v.Deferred || v.Reason != notification.ReasonMerchantMissing || !v.Until.IsZero() || v.After.State != notification.StateAccepted {
+		if v, _ := w.deliver(t, missing); !v.Deferred || v.Reason != notification.ReasonMerchantMissing || !v.Until.IsZero() || v.After.State != notification.StateAccepted {
 			t.Errorf("missing: %+v", v)
 		}
 		w.merchant(&merchant.Merchant{ID: "m", Paused: true})
-		if v, _, _ := w.deliver(t, w.due(t, "two", nil)); !v.Deferred || v.Reason != notification.ReasonMerchantPaused || v.After.State != notification.StateHeld {
+		if v, _ := w.deliver(t, w.due(t, "two", nil)); !v.Deferred || v.Reason != notification.ReasonMerchantPaused || v.After.State != notification.StateHeld {
 			t.Errorf("paused: %+v", v)
 		}
 		if w.memory.claims != 0 || w.sends.count() != 0 {

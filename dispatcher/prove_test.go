@@ -1,11 +1,11 @@
 package dispatcher
 
 import (
-	"fmt"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -134,7 +134,7 @@ func TestProofListsEveryLoss(t *testing.T) {
 		var ids []notification.ID
 		var rs []ledger.Reservation
 		for i := range proofPage + 1500 {
-			n := &notification.Notification{Source: "pay", RequestID: fmt.Sprint(i)}
+			n := &notification.Notification{Source: "pay", RequestID: strconv.Itoa(i)}
 			n.ID = n.DeriveID()
 			rs = append(rs, ledger.Reservation{ID: n.ID, AcceptedAt: clock()})
 			ids = append(ids, n.ID)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -407,7 +408,7 @@ func TestOwedIsWhatStaysWithoutARow(t *testing.T) {
 	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
 		var ids []notification.ID
 		for i := range 4 {
-			res, err := w.submitOne(t.Context(), payment(fmt.Sprint(i)))
+			res, err := w.submitOne(t.Context(), payment(strconv.Itoa(i)))
 			if err != nil {
 				t.Fatal(err)
 			}

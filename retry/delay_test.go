@@ -3,6 +3,7 @@ package retry
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -134,7 +135,7 @@ func TestDelayFiresOnTime(t *testing.T) {
 	start := time.Now().Add(500 * time.Millisecond)
 	want := map[notification.ID]notification.Work{}
 	for i := range 40 {
-		w := retrying(fmt.Sprint(i), start.Add(time.Duration(i)*50*time.Millisecond+time.Duration(i)*time.Microsecond))
+		w := retrying(strconv.Itoa(i), start.Add(time.Duration(i)*50*time.Millisecond+time.Duration(i)*time.Microsecond))
 		w.Operator, w.Trigger = "ops", notification.TriggerResend
 		want[w.ID] = w
 		if err := d.Delay.Delay(t.Context(), w); err != nil {

@@ -3,7 +3,7 @@ package retry
 import (
 	"context"
 	"errors"
-	"fmt"
+	"strconv"
 	"testing"
 	"time"
 
@@ -21,7 +21,7 @@ func TestSweepFeedsOnce(t *testing.T) {
 	t.Cleanup(m.Close)
 	works := map[notification.ID]notification.Work{}
 	for i := range 30 {
-		w := retrying(fmt.Sprint(i), time.Now().Add(cfg.Window+time.Duration(i)*20*time.Millisecond))
+		w := retrying(strconv.Itoa(i), time.Now().Add(cfg.Window+time.Duration(i)*20*time.Millisecond))
 		works[w.ID] = w
 		put(t, m, w)
 	}

@@ -3,8 +3,8 @@ package sync
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -316,7 +316,7 @@ func TestPlacesAreBounded(t *testing.T) {
 		}
 		var asking sync.WaitGroup
 		for i := range 2 {
-			asking.Go(func() { _, _ = w.ask(t.Context(), t, work(fmt.Sprint(i), notification.PersistStream)) })
+			asking.Go(func() { _, _ = w.ask(t.Context(), t, work(strconv.Itoa(i), notification.PersistStream)) })
 		}
 		asking.Wait()
 		if _, err := w.Enter("k"); !errors.Is(err, ErrFull) {

@@ -3,7 +3,7 @@ package hand
 import (
 	"context"
 	"errors"
-	"fmt"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -67,7 +67,7 @@ func TestTakeBackAgainstSend(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var sends, backs int
 			for i := range 2000 {
-				table, w := NewTable(), work(fmt.Sprint(i))
+				table, w := NewTable(), work(strconv.Itoa(i))
 				item, _ := table.Enter(w, time.Now(), ignore)
 				var sent, back bool
 				var both sync.WaitGroup
@@ -173,7 +173,7 @@ func TestSettleWaits(t *testing.T) {
 func TestSettleAgainstLeave(t *testing.T) {
 	table := NewTable()
 	for i := range 2000 {
-		w := work(fmt.Sprint(i))
+		w := work(strconv.Itoa(i))
 		item, _ := table.Enter(w, time.Now(), ignore)
 		item.Send()
 		item.Sent(nil, nil)
