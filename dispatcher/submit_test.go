@@ -431,3 +431,28 @@ func TestOwedIsWhatStaysWithoutARow(t *testing.T) {
 		}
 	})
 }
+
+// The later twin is told what the first is told: no success for what was refused (P1, P4).
+func TestTwinsShareTheirFate(t *testing.T) {
+	for name, breaks := range map[string]func(w *world){
+		"publish fails":     func(w *world) { w.shards.fail = errDown },
+		"stream is full":    func(w *world) { w.shards.fail = async.ErrFull },
+		"reservation fails": func(w *world) { w.memory.failReserve = errDown },
+		"other content was there first": func(w *world) {
+			other := payment("a")
+			other.Payload = `{"amount":3}`
+			_, _ = w.submitOne(context.Background(), other)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+				breaks(w)
+				results := w.submitAll(t, payment("a"), payment("a"))
+				first, second := results[0].GetError(), results[1].GetError()
+				if first == nil || second == nil || first.Code != second.Code {
+					t.Errorf("first: %v; its twin: %v", results[0], results[1])
+				}
+			})
+		})
+	}
+}
