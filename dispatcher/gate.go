@@ -110,12 +110,14 @@ func (g *Gate) Ask(ctx context.Context, w notification.Work, m *merchant.Merchan
 	if learn == nil {
 		return permission{kind: deferred, reason: notification.ReasonBreakerOpen, until: later(key.waitUntil(), now.Add(50*time.Millisecond))}, nil
 	}
-	if wait := key.takeToken(now); wait > 0 {
+	wait, giveBack := key.takeToken(now)
+	if wait > 0 {
 		learn(errNotCounted)
 		return permission{kind: deferred, reason: notification.ReasonRateLimited, until: now.Add(wait)}, nil
 	}
 	p, err := g.claim(ctx, w, now)
 	if err != nil || p.kind != granted {
+		giveBack()
 		learn(errNotCounted)
 		return p, err
 	}
@@ -245,19 +247,19 @@ func (k *guard) waitUntil() time.Time {
 	return k.openUntil
 }
 
-// takeToken takes one token, or says how long there is none.
-func (k *guard) takeToken(now time.Time) time.Duration {
+// takeToken takes one token, which may be given back unused, or says how long there is none.
+func (k *guard) takeToken(now time.Time) (wait time.Duration, giveBack func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.limiter == nil {
-		return 0
+		return 0, func() {}
 	}
 	r := k.limiter.ReserveN(now, 1)
-	wait := r.DelayFrom(now)
-	if wait > 0 {
-		r.CancelAt(now)
+	giveBack = func() { r.CancelAt(now) }
+	if wait = r.DelayFrom(now); wait > 0 {
+		giveBack()
 	}
-	return wait
+	return wait, giveBack
 }
 
 // breakerError turns an attempt into what a breaker counts (P7): network faults, timeouts, 5xx and 429 are failures;

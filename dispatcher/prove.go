@@ -110,8 +110,13 @@ func (d *Dispatcher) findSuspects(ctx context.Context, p *proof) error {
 	if len(p.suspects) == 0 {
 		return nil
 	}
-	if err := d.places.Waiting(ctx, found); err != nil {
-		return d.unavailable("read streams", err)
+	for range 2 { // what moves from one stream to another while they are read is found the second time
+		if len(p.suspects) == 0 {
+			break
+		}
+		if err := d.places.Waiting(ctx, found); err != nil {
+			return d.unavailable("read streams", err)
+		}
 	}
 	if err := d.findQuarantined(ctx, found); err != nil {
 		return err

@@ -143,7 +143,7 @@ type Answer struct {
 // A deferred verdict leaves the work to the caller, who gives it to the asynchronous lane.
 func (l *Lane) Ask(ctx context.Context, place *Place, w notification.Work, durableUntil time.Time) (Answer, error) {
 	deadline := time.Now().Add(l.cfg.Deadline)
-	if d, ok := ctx.Deadline(); ok && d.Add(-l.cfg.Margin).Before(deadline) {
+	if d, ok := ctx.Deadline(); ok {
 		deadline = d.Add(-l.cfg.Margin)
 	}
 	netted := w.Route.Persist == notification.PersistStream
