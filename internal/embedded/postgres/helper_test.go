@@ -81,6 +81,11 @@ func helper(t *testing.T, mode, folder string, as *syscall.Credential) (*exec.Cm
 	cmd := exec.CommandContext(t.Context(), binary)
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), helperMode+"="+mode, helperFolder+"="+folder)
+	if bundle := os.Getenv(postgres.EnvBundle); as != nil && bundle != "" { // it may lie below root's home
+		copied := filepath.Join(reachable(t), "bundle")
+		check(t, exec.CommandContext(t.Context(), "cp", "-a", bundle, copied).Run())
+		cmd.Env = append(cmd.Env, postgres.EnvBundle+"="+copied)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
 	out := must(cmd.StdoutPipe())
 	cmd.Stderr = cmd.Stdout

@@ -330,7 +330,12 @@ func TestLongPath(t *testing.T) {
 }
 
 func TestAwkwardPath(t *testing.T) {
-	for _, name := range []string{"with space & = ' ?#%", `comma, "quote"`} {
+	names := []string{"with space & = ' ?#%", `comma, "quote"`}
+	if os.Getenv(postgres.EnvBundle) != "" {
+		// A bundle may have to be copied below the folder, and initdb cannot run from a path with a double quote.
+		names[1] = "comma, quote"
+	}
+	for _, name := range names {
 		query[int](t, start(t, config(t, filepath.Join(reachable(t), name))), `SELECT 1`)
 	}
 }
