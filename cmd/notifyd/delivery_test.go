@@ -1,5 +1,7 @@
 package main_test
 
+// One file, though a long one: the scenarios share one engine, and read as the list of what it does.
+
 import (
 	"context"
 	"errors"
