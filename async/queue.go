@@ -29,7 +29,8 @@ type merchantQueue struct {
 }
 
 // Offer takes a work in hand; settled is called once, when its message need not come again. It blocks while the node
-// has as much in hand as it may. A work of which another copy is in hand already is dropped: the other copy answers for it.
+// has as much in hand as it may. A work of which another copy is in hand already is settled with
+// an error: its message comes again, and by then the other copy is on record.
 func (l *Lane) Offer(ctx context.Context, w notification.Work, settled func(error)) {
 	select {
 	case l.room <- struct{}{}:
