@@ -591,8 +591,11 @@ type NotificationFilter struct {
 	Source      string                 `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
 	StateReason string                 `protobuf:"bytes,7,opt,name=state_reason,json=stateReason,proto3" json:"state_reason,omitempty"`
 	// accepted_at from (inclusive) to (exclusive).
-	AcceptedFrom  *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=accepted_from,json=acceptedFrom,proto3" json:"accepted_from,omitempty"`
-	AcceptedTo    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=accepted_to,json=acceptedTo,proto3" json:"accepted_to,omitempty"`
+	AcceptedFrom *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=accepted_from,json=acceptedFrom,proto3" json:"accepted_from,omitempty"`
+	AcceptedTo   *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=accepted_to,json=acceptedTo,proto3" json:"accepted_to,omitempty"`
+	Id           string                 `protobuf:"bytes,10,opt,name=id,proto3" json:"id,omitempty"`
+	// Of any source, unless source is given.
+	RequestId     string `protobuf:"bytes,11,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -688,6 +691,20 @@ func (x *NotificationFilter) GetAcceptedTo() *timestamppb.Timestamp {
 		return x.AcceptedTo
 	}
 	return nil
+}
+
+func (x *NotificationFilter) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *NotificationFilter) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
 }
 
 type ListNotificationsRequest struct {
@@ -805,6 +822,196 @@ func (x *ListNotificationsResponse) GetNextPageToken() string {
 	return ""
 }
 
+type GetBatchRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	BatchId string                 `protobuf:"bytes,1,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
+	// Empty: whichever source used this batch_id.
+	Source        string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetBatchRequest) Reset() {
+	*x = GetBatchRequest{}
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetBatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetBatchRequest) ProtoMessage() {}
+
+func (x *GetBatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetBatchRequest.ProtoReflect.Descriptor instead.
+func (*GetBatchRequest) Descriptor() ([]byte, []int) {
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GetBatchRequest) GetBatchId() string {
+	if x != nil {
+		return x.BatchId
+	}
+	return ""
+}
+
+func (x *GetBatchRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+// GetBatchResponse counts what the ledger shows: what was accepted within the last second may still be missing.
+type GetBatchResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	BatchId string                 `protobuf:"bytes,1,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
+	// All of it; the counts below add up to it.
+	Accepted  int64 `protobuf:"varint,2,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	Delivered int64 `protobuf:"varint,3,opt,name=delivered,proto3" json:"delivered,omitempty"`
+	// Accepted, retrying or held.
+	Waiting         int64                  `protobuf:"varint,4,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	Dead            int64                  `protobuf:"varint,5,opt,name=dead,proto3" json:"dead,omitempty"`
+	Canceled        int64                  `protobuf:"varint,6,opt,name=canceled,proto3" json:"canceled,omitempty"`
+	Expired         int64                  `protobuf:"varint,7,opt,name=expired,proto3" json:"expired,omitempty"`
+	FirstAcceptedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=first_accepted_at,json=firstAcceptedAt,proto3" json:"first_accepted_at,omitempty"`
+	LastAcceptedAt  *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_accepted_at,json=lastAcceptedAt,proto3" json:"last_accepted_at,omitempty"`
+	// The oldest that waits; absent when nothing does.
+	OldestWaitingId         string                 `protobuf:"bytes,10,opt,name=oldest_waiting_id,json=oldestWaitingId,proto3" json:"oldest_waiting_id,omitempty"`
+	OldestWaitingAcceptedAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=oldest_waiting_accepted_at,json=oldestWaitingAcceptedAt,proto3" json:"oldest_waiting_accepted_at,omitempty"`
+	// When the last of them became final; absent while one waits.
+	SettledAt     *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=settled_at,json=settledAt,proto3" json:"settled_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetBatchResponse) Reset() {
+	*x = GetBatchResponse{}
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetBatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetBatchResponse) ProtoMessage() {}
+
+func (x *GetBatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetBatchResponse.ProtoReflect.Descriptor instead.
+func (*GetBatchResponse) Descriptor() ([]byte, []int) {
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GetBatchResponse) GetBatchId() string {
+	if x != nil {
+		return x.BatchId
+	}
+	return ""
+}
+
+func (x *GetBatchResponse) GetAccepted() int64 {
+	if x != nil {
+		return x.Accepted
+	}
+	return 0
+}
+
+func (x *GetBatchResponse) GetDelivered() int64 {
+	if x != nil {
+		return x.Delivered
+	}
+	return 0
+}
+
+func (x *GetBatchResponse) GetWaiting() int64 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *GetBatchResponse) GetDead() int64 {
+	if x != nil {
+		return x.Dead
+	}
+	return 0
+}
+
+func (x *GetBatchResponse) GetCanceled() int64 {
+	if x != nil {
+		return x.Canceled
+	}
+	return 0
+}
+
+func (x *GetBatchResponse) GetExpired() int64 {
+	if x != nil {
+		return x.Expired
+	}
+	return 0
+}
+
+func (x *GetBatchResponse) GetFirstAcceptedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FirstAcceptedAt
+	}
+	return nil
+}
+
+func (x *GetBatchResponse) GetLastAcceptedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastAcceptedAt
+	}
+	return nil
+}
+
+func (x *GetBatchResponse) GetOldestWaitingId() string {
+	if x != nil {
+		return x.OldestWaitingId
+	}
+	return ""
+}
+
+func (x *GetBatchResponse) GetOldestWaitingAcceptedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OldestWaitingAcceptedAt
+	}
+	return nil
+}
+
+func (x *GetBatchResponse) GetSettledAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SettledAt
+	}
+	return nil
+}
+
 type ResendNotificationsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Ids   []string               `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
@@ -816,7 +1023,7 @@ type ResendNotificationsRequest struct {
 
 func (x *ResendNotificationsRequest) Reset() {
 	*x = ResendNotificationsRequest{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[12]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +1035,7 @@ func (x *ResendNotificationsRequest) String() string {
 func (*ResendNotificationsRequest) ProtoMessage() {}
 
 func (x *ResendNotificationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[12]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +1048,7 @@ func (x *ResendNotificationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResendNotificationsRequest.ProtoReflect.Descriptor instead.
 func (*ResendNotificationsRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{12}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ResendNotificationsRequest) GetIds() []string {
@@ -867,7 +1074,7 @@ type ResendNotificationsResponse struct {
 
 func (x *ResendNotificationsResponse) Reset() {
 	*x = ResendNotificationsResponse{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[13]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +1086,7 @@ func (x *ResendNotificationsResponse) String() string {
 func (*ResendNotificationsResponse) ProtoMessage() {}
 
 func (x *ResendNotificationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[13]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1099,7 @@ func (x *ResendNotificationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResendNotificationsResponse.ProtoReflect.Descriptor instead.
 func (*ResendNotificationsResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{13}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ResendNotificationsResponse) GetResults() []*ChangeResult {
@@ -913,7 +1120,7 @@ type CancelNotificationsRequest struct {
 
 func (x *CancelNotificationsRequest) Reset() {
 	*x = CancelNotificationsRequest{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[14]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -925,7 +1132,7 @@ func (x *CancelNotificationsRequest) String() string {
 func (*CancelNotificationsRequest) ProtoMessage() {}
 
 func (x *CancelNotificationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[14]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -938,7 +1145,7 @@ func (x *CancelNotificationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelNotificationsRequest.ProtoReflect.Descriptor instead.
 func (*CancelNotificationsRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{14}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CancelNotificationsRequest) GetIds() []string {
@@ -964,7 +1171,7 @@ type CancelNotificationsResponse struct {
 
 func (x *CancelNotificationsResponse) Reset() {
 	*x = CancelNotificationsResponse{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[15]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +1183,7 @@ func (x *CancelNotificationsResponse) String() string {
 func (*CancelNotificationsResponse) ProtoMessage() {}
 
 func (x *CancelNotificationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[15]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +1196,7 @@ func (x *CancelNotificationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelNotificationsResponse.ProtoReflect.Descriptor instead.
 func (*CancelNotificationsResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{15}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CancelNotificationsResponse) GetResults() []*ChangeResult {
@@ -1013,7 +1220,7 @@ type ChangeResult struct {
 
 func (x *ChangeResult) Reset() {
 	*x = ChangeResult{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[16]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1232,7 @@ func (x *ChangeResult) String() string {
 func (*ChangeResult) ProtoMessage() {}
 
 func (x *ChangeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[16]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1245,7 @@ func (x *ChangeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeResult.ProtoReflect.Descriptor instead.
 func (*ChangeResult) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{16}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ChangeResult) GetId() string {
@@ -1078,7 +1285,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[17]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1090,7 +1297,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[17]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1103,7 +1310,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{17}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExplainRequest) GetNotification() *Notification {
@@ -1136,7 +1343,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[18]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1355,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[18]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1368,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{18}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExplainResponse) GetId() string {
@@ -1253,7 +1460,7 @@ type ProveRequest struct {
 
 func (x *ProveRequest) Reset() {
 	*x = ProveRequest{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[19]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1472,7 @@ func (x *ProveRequest) String() string {
 func (*ProveRequest) ProtoMessage() {}
 
 func (x *ProveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[19]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1485,7 @@ func (x *ProveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveRequest.ProtoReflect.Descriptor instead.
 func (*ProveRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{19}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ProveRequest) GetAcceptedBefore() *timestamppb.Timestamp {
@@ -1316,7 +1523,7 @@ type ProveResponse struct {
 
 func (x *ProveResponse) Reset() {
 	*x = ProveResponse{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[20]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1535,7 @@ func (x *ProveResponse) String() string {
 func (*ProveResponse) ProtoMessage() {}
 
 func (x *ProveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[20]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1548,7 @@ func (x *ProveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveResponse.ProtoReflect.Descriptor instead.
 func (*ProveResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{20}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ProveResponse) GetAccepted() int64 {
@@ -1445,7 +1652,7 @@ const file_notifyd_v1_notification_service_proto_rawDesc = "" +
 	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\trequestId\"\x88\x01\n" +
 	"\x17GetNotificationResponse\x12<\n" +
 	"\fnotification\x18\x01 \x01(\v2\x18.notifyd.v1.NotificationR\fnotification\x12/\n" +
-	"\battempts\x18\x02 \x03(\v2\x13.notifyd.v1.AttemptR\battempts\"\xb2\x03\n" +
+	"\battempts\x18\x02 \x03(\v2\x13.notifyd.v1.AttemptR\battempts\"\xf4\x03\n" +
 	"\x12NotificationFilter\x12)\n" +
 	"\vmerchant_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\n" +
 	"merchantId\x12#\n" +
@@ -1457,7 +1664,11 @@ const file_notifyd_v1_notification_service_proto_rawDesc = "" +
 	"\fstate_reason\x18\a \x01(\tB\a\xbaH\x04r\x02\x18@R\vstateReason\x12?\n" +
 	"\raccepted_from\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\facceptedFrom\x12;\n" +
 	"\vaccepted_to\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"acceptedTo\"\xa4\x01\n" +
+	"acceptedTo\x12\x17\n" +
+	"\x02id\x18\n" +
+	" \x01(\tB\a\xbaH\x04r\x02\x18@R\x02id\x12'\n" +
+	"\n" +
+	"request_id\x18\v \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\trequestId\"\xa4\x01\n" +
 	"\x18ListNotificationsRequest\x126\n" +
 	"\x06filter\x18\x01 \x01(\v2\x1e.notifyd.v1.NotificationFilterR\x06filter\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +
@@ -1466,7 +1677,26 @@ const file_notifyd_v1_notification_service_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\tpageToken\"\x83\x01\n" +
 	"\x19ListNotificationsResponse\x12>\n" +
 	"\rnotifications\x18\x01 \x03(\v2\x18.notifyd.v1.NotificationR\rnotifications\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"a\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"Z\n" +
+	"\x0fGetBatchRequest\x12%\n" +
+	"\bbatch_id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\abatchId\x12 \n" +
+	"\x06source\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06source\"\x99\x04\n" +
+	"\x10GetBatchResponse\x12\x19\n" +
+	"\bbatch_id\x18\x01 \x01(\tR\abatchId\x12\x1a\n" +
+	"\baccepted\x18\x02 \x01(\x03R\baccepted\x12\x1c\n" +
+	"\tdelivered\x18\x03 \x01(\x03R\tdelivered\x12\x18\n" +
+	"\awaiting\x18\x04 \x01(\x03R\awaiting\x12\x12\n" +
+	"\x04dead\x18\x05 \x01(\x03R\x04dead\x12\x1a\n" +
+	"\bcanceled\x18\x06 \x01(\x03R\bcanceled\x12\x18\n" +
+	"\aexpired\x18\a \x01(\x03R\aexpired\x12F\n" +
+	"\x11first_accepted_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x0ffirstAcceptedAt\x12D\n" +
+	"\x10last_accepted_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x0elastAcceptedAt\x12*\n" +
+	"\x11oldest_waiting_id\x18\n" +
+	" \x01(\tR\x0foldestWaitingId\x12W\n" +
+	"\x1aoldest_waiting_accepted_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x17oldestWaitingAcceptedAt\x129\n" +
+	"\n" +
+	"settled_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tsettledAt\"a\n" +
 	"\x1aResendNotificationsRequest\x12\x1d\n" +
 	"\x03ids\x18\x01 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\x03ids\x12$\n" +
 	"\boperator\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\boperator\"Q\n" +
@@ -1521,12 +1751,13 @@ const file_notifyd_v1_notification_service_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a:\n" +
 	"\fWaitingEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x012\xb8\x05\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x012\xff\x05\n" +
 	"\x13NotificationService\x12?\n" +
 	"\x06Submit\x12\x19.notifyd.v1.SubmitRequest\x1a\x1a.notifyd.v1.SubmitResponse\x12N\n" +
 	"\vSubmitBatch\x12\x1e.notifyd.v1.SubmitBatchRequest\x1a\x1f.notifyd.v1.SubmitBatchResponse\x12Z\n" +
 	"\x0fGetNotification\x12\".notifyd.v1.GetNotificationRequest\x1a#.notifyd.v1.GetNotificationResponse\x12`\n" +
-	"\x11ListNotifications\x12$.notifyd.v1.ListNotificationsRequest\x1a%.notifyd.v1.ListNotificationsResponse\x12f\n" +
+	"\x11ListNotifications\x12$.notifyd.v1.ListNotificationsRequest\x1a%.notifyd.v1.ListNotificationsResponse\x12E\n" +
+	"\bGetBatch\x12\x1b.notifyd.v1.GetBatchRequest\x1a\x1c.notifyd.v1.GetBatchResponse\x12f\n" +
 	"\x13ResendNotifications\x12&.notifyd.v1.ResendNotificationsRequest\x1a'.notifyd.v1.ResendNotificationsResponse\x12f\n" +
 	"\x13CancelNotifications\x12&.notifyd.v1.CancelNotificationsRequest\x1a'.notifyd.v1.CancelNotificationsResponse\x12B\n" +
 	"\aExplain\x12\x1a.notifyd.v1.ExplainRequest\x1a\x1b.notifyd.v1.ExplainResponse\x12>\n" +
@@ -1544,7 +1775,7 @@ func file_notifyd_v1_notification_service_proto_rawDescGZIP() []byte {
 	return file_notifyd_v1_notification_service_proto_rawDescData
 }
 
-var file_notifyd_v1_notification_service_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_notifyd_v1_notification_service_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_notifyd_v1_notification_service_proto_goTypes = []any{
 	(*SubmitRequest)(nil),               // 0: notifyd.v1.SubmitRequest
 	(*SubmitResponse)(nil),              // 1: notifyd.v1.SubmitResponse
@@ -1558,75 +1789,83 @@ var file_notifyd_v1_notification_service_proto_goTypes = []any{
 	(*NotificationFilter)(nil),          // 9: notifyd.v1.NotificationFilter
 	(*ListNotificationsRequest)(nil),    // 10: notifyd.v1.ListNotificationsRequest
 	(*ListNotificationsResponse)(nil),   // 11: notifyd.v1.ListNotificationsResponse
-	(*ResendNotificationsRequest)(nil),  // 12: notifyd.v1.ResendNotificationsRequest
-	(*ResendNotificationsResponse)(nil), // 13: notifyd.v1.ResendNotificationsResponse
-	(*CancelNotificationsRequest)(nil),  // 14: notifyd.v1.CancelNotificationsRequest
-	(*CancelNotificationsResponse)(nil), // 15: notifyd.v1.CancelNotificationsResponse
-	(*ChangeResult)(nil),                // 16: notifyd.v1.ChangeResult
-	(*ExplainRequest)(nil),              // 17: notifyd.v1.ExplainRequest
-	(*ExplainResponse)(nil),             // 18: notifyd.v1.ExplainResponse
-	(*ProveRequest)(nil),                // 19: notifyd.v1.ProveRequest
-	(*ProveResponse)(nil),               // 20: notifyd.v1.ProveResponse
-	nil,                                 // 21: notifyd.v1.ProveResponse.FinalEntry
-	nil,                                 // 22: notifyd.v1.ProveResponse.WaitingEntry
-	(*Notification)(nil),                // 23: notifyd.v1.Notification
-	(Lane)(0),                           // 24: notifyd.v1.Lane
-	(State)(0),                          // 25: notifyd.v1.State
-	(*Attempt)(nil),                     // 26: notifyd.v1.Attempt
-	(*durationpb.Duration)(nil),         // 27: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),       // 28: google.protobuf.Timestamp
+	(*GetBatchRequest)(nil),             // 12: notifyd.v1.GetBatchRequest
+	(*GetBatchResponse)(nil),            // 13: notifyd.v1.GetBatchResponse
+	(*ResendNotificationsRequest)(nil),  // 14: notifyd.v1.ResendNotificationsRequest
+	(*ResendNotificationsResponse)(nil), // 15: notifyd.v1.ResendNotificationsResponse
+	(*CancelNotificationsRequest)(nil),  // 16: notifyd.v1.CancelNotificationsRequest
+	(*CancelNotificationsResponse)(nil), // 17: notifyd.v1.CancelNotificationsResponse
+	(*ChangeResult)(nil),                // 18: notifyd.v1.ChangeResult
+	(*ExplainRequest)(nil),              // 19: notifyd.v1.ExplainRequest
+	(*ExplainResponse)(nil),             // 20: notifyd.v1.ExplainResponse
+	(*ProveRequest)(nil),                // 21: notifyd.v1.ProveRequest
+	(*ProveResponse)(nil),               // 22: notifyd.v1.ProveResponse
+	nil,                                 // 23: notifyd.v1.ProveResponse.FinalEntry
+	nil,                                 // 24: notifyd.v1.ProveResponse.WaitingEntry
+	(*Notification)(nil),                // 25: notifyd.v1.Notification
+	(Lane)(0),                           // 26: notifyd.v1.Lane
+	(State)(0),                          // 27: notifyd.v1.State
+	(*Attempt)(nil),                     // 28: notifyd.v1.Attempt
+	(*durationpb.Duration)(nil),         // 29: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),       // 30: google.protobuf.Timestamp
 }
 var file_notifyd_v1_notification_service_proto_depIdxs = []int32{
-	23, // 0: notifyd.v1.SubmitRequest.notification:type_name -> notifyd.v1.Notification
-	24, // 1: notifyd.v1.SubmitResponse.lane:type_name -> notifyd.v1.Lane
-	25, // 2: notifyd.v1.SubmitResponse.state:type_name -> notifyd.v1.State
-	26, // 3: notifyd.v1.SubmitResponse.attempt:type_name -> notifyd.v1.Attempt
-	23, // 4: notifyd.v1.SubmitBatchRequest.notifications:type_name -> notifyd.v1.Notification
+	25, // 0: notifyd.v1.SubmitRequest.notification:type_name -> notifyd.v1.Notification
+	26, // 1: notifyd.v1.SubmitResponse.lane:type_name -> notifyd.v1.Lane
+	27, // 2: notifyd.v1.SubmitResponse.state:type_name -> notifyd.v1.State
+	28, // 3: notifyd.v1.SubmitResponse.attempt:type_name -> notifyd.v1.Attempt
+	25, // 4: notifyd.v1.SubmitBatchRequest.notifications:type_name -> notifyd.v1.Notification
 	4,  // 5: notifyd.v1.SubmitBatchResponse.results:type_name -> notifyd.v1.SubmitResult
 	1,  // 6: notifyd.v1.SubmitResult.response:type_name -> notifyd.v1.SubmitResponse
 	5,  // 7: notifyd.v1.SubmitResult.error:type_name -> notifyd.v1.ItemError
 	6,  // 8: notifyd.v1.ItemError.violations:type_name -> notifyd.v1.Violation
-	27, // 9: notifyd.v1.ItemError.retry_after:type_name -> google.protobuf.Duration
-	23, // 10: notifyd.v1.GetNotificationResponse.notification:type_name -> notifyd.v1.Notification
-	26, // 11: notifyd.v1.GetNotificationResponse.attempts:type_name -> notifyd.v1.Attempt
-	25, // 12: notifyd.v1.NotificationFilter.states:type_name -> notifyd.v1.State
-	28, // 13: notifyd.v1.NotificationFilter.accepted_from:type_name -> google.protobuf.Timestamp
-	28, // 14: notifyd.v1.NotificationFilter.accepted_to:type_name -> google.protobuf.Timestamp
+	29, // 9: notifyd.v1.ItemError.retry_after:type_name -> google.protobuf.Duration
+	25, // 10: notifyd.v1.GetNotificationResponse.notification:type_name -> notifyd.v1.Notification
+	28, // 11: notifyd.v1.GetNotificationResponse.attempts:type_name -> notifyd.v1.Attempt
+	27, // 12: notifyd.v1.NotificationFilter.states:type_name -> notifyd.v1.State
+	30, // 13: notifyd.v1.NotificationFilter.accepted_from:type_name -> google.protobuf.Timestamp
+	30, // 14: notifyd.v1.NotificationFilter.accepted_to:type_name -> google.protobuf.Timestamp
 	9,  // 15: notifyd.v1.ListNotificationsRequest.filter:type_name -> notifyd.v1.NotificationFilter
-	23, // 16: notifyd.v1.ListNotificationsResponse.notifications:type_name -> notifyd.v1.Notification
-	16, // 17: notifyd.v1.ResendNotificationsResponse.results:type_name -> notifyd.v1.ChangeResult
-	16, // 18: notifyd.v1.CancelNotificationsResponse.results:type_name -> notifyd.v1.ChangeResult
-	25, // 19: notifyd.v1.ChangeResult.state:type_name -> notifyd.v1.State
-	5,  // 20: notifyd.v1.ChangeResult.error:type_name -> notifyd.v1.ItemError
-	23, // 21: notifyd.v1.ExplainRequest.notification:type_name -> notifyd.v1.Notification
-	24, // 22: notifyd.v1.ExplainResponse.lane:type_name -> notifyd.v1.Lane
-	27, // 23: notifyd.v1.ExplainResponse.gaps:type_name -> google.protobuf.Duration
-	28, // 24: notifyd.v1.ProveRequest.accepted_before:type_name -> google.protobuf.Timestamp
-	28, // 25: notifyd.v1.ProveRequest.accepted_from:type_name -> google.protobuf.Timestamp
-	21, // 26: notifyd.v1.ProveResponse.final:type_name -> notifyd.v1.ProveResponse.FinalEntry
-	22, // 27: notifyd.v1.ProveResponse.waiting:type_name -> notifyd.v1.ProveResponse.WaitingEntry
-	28, // 28: notifyd.v1.ProveResponse.accepted_before:type_name -> google.protobuf.Timestamp
-	0,  // 29: notifyd.v1.NotificationService.Submit:input_type -> notifyd.v1.SubmitRequest
-	2,  // 30: notifyd.v1.NotificationService.SubmitBatch:input_type -> notifyd.v1.SubmitBatchRequest
-	7,  // 31: notifyd.v1.NotificationService.GetNotification:input_type -> notifyd.v1.GetNotificationRequest
-	10, // 32: notifyd.v1.NotificationService.ListNotifications:input_type -> notifyd.v1.ListNotificationsRequest
-	12, // 33: notifyd.v1.NotificationService.ResendNotifications:input_type -> notifyd.v1.ResendNotificationsRequest
-	14, // 34: notifyd.v1.NotificationService.CancelNotifications:input_type -> notifyd.v1.CancelNotificationsRequest
-	17, // 35: notifyd.v1.NotificationService.Explain:input_type -> notifyd.v1.ExplainRequest
-	19, // 36: notifyd.v1.NotificationService.Prove:input_type -> notifyd.v1.ProveRequest
-	1,  // 37: notifyd.v1.NotificationService.Submit:output_type -> notifyd.v1.SubmitResponse
-	3,  // 38: notifyd.v1.NotificationService.SubmitBatch:output_type -> notifyd.v1.SubmitBatchResponse
-	8,  // 39: notifyd.v1.NotificationService.GetNotification:output_type -> notifyd.v1.GetNotificationResponse
-	11, // 40: notifyd.v1.NotificationService.ListNotifications:output_type -> notifyd.v1.ListNotificationsResponse
-	13, // 41: notifyd.v1.NotificationService.ResendNotifications:output_type -> notifyd.v1.ResendNotificationsResponse
-	15, // 42: notifyd.v1.NotificationService.CancelNotifications:output_type -> notifyd.v1.CancelNotificationsResponse
-	18, // 43: notifyd.v1.NotificationService.Explain:output_type -> notifyd.v1.ExplainResponse
-	20, // 44: notifyd.v1.NotificationService.Prove:output_type -> notifyd.v1.ProveResponse
-	37, // [37:45] is the sub-list for method output_type
-	29, // [29:37] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	25, // 16: notifyd.v1.ListNotificationsResponse.notifications:type_name -> notifyd.v1.Notification
+	30, // 17: notifyd.v1.GetBatchResponse.first_accepted_at:type_name -> google.protobuf.Timestamp
+	30, // 18: notifyd.v1.GetBatchResponse.last_accepted_at:type_name -> google.protobuf.Timestamp
+	30, // 19: notifyd.v1.GetBatchResponse.oldest_waiting_accepted_at:type_name -> google.protobuf.Timestamp
+	30, // 20: notifyd.v1.GetBatchResponse.settled_at:type_name -> google.protobuf.Timestamp
+	18, // 21: notifyd.v1.ResendNotificationsResponse.results:type_name -> notifyd.v1.ChangeResult
+	18, // 22: notifyd.v1.CancelNotificationsResponse.results:type_name -> notifyd.v1.ChangeResult
+	27, // 23: notifyd.v1.ChangeResult.state:type_name -> notifyd.v1.State
+	5,  // 24: notifyd.v1.ChangeResult.error:type_name -> notifyd.v1.ItemError
+	25, // 25: notifyd.v1.ExplainRequest.notification:type_name -> notifyd.v1.Notification
+	26, // 26: notifyd.v1.ExplainResponse.lane:type_name -> notifyd.v1.Lane
+	29, // 27: notifyd.v1.ExplainResponse.gaps:type_name -> google.protobuf.Duration
+	30, // 28: notifyd.v1.ProveRequest.accepted_before:type_name -> google.protobuf.Timestamp
+	30, // 29: notifyd.v1.ProveRequest.accepted_from:type_name -> google.protobuf.Timestamp
+	23, // 30: notifyd.v1.ProveResponse.final:type_name -> notifyd.v1.ProveResponse.FinalEntry
+	24, // 31: notifyd.v1.ProveResponse.waiting:type_name -> notifyd.v1.ProveResponse.WaitingEntry
+	30, // 32: notifyd.v1.ProveResponse.accepted_before:type_name -> google.protobuf.Timestamp
+	0,  // 33: notifyd.v1.NotificationService.Submit:input_type -> notifyd.v1.SubmitRequest
+	2,  // 34: notifyd.v1.NotificationService.SubmitBatch:input_type -> notifyd.v1.SubmitBatchRequest
+	7,  // 35: notifyd.v1.NotificationService.GetNotification:input_type -> notifyd.v1.GetNotificationRequest
+	10, // 36: notifyd.v1.NotificationService.ListNotifications:input_type -> notifyd.v1.ListNotificationsRequest
+	12, // 37: notifyd.v1.NotificationService.GetBatch:input_type -> notifyd.v1.GetBatchRequest
+	14, // 38: notifyd.v1.NotificationService.ResendNotifications:input_type -> notifyd.v1.ResendNotificationsRequest
+	16, // 39: notifyd.v1.NotificationService.CancelNotifications:input_type -> notifyd.v1.CancelNotificationsRequest
+	19, // 40: notifyd.v1.NotificationService.Explain:input_type -> notifyd.v1.ExplainRequest
+	21, // 41: notifyd.v1.NotificationService.Prove:input_type -> notifyd.v1.ProveRequest
+	1,  // 42: notifyd.v1.NotificationService.Submit:output_type -> notifyd.v1.SubmitResponse
+	3,  // 43: notifyd.v1.NotificationService.SubmitBatch:output_type -> notifyd.v1.SubmitBatchResponse
+	8,  // 44: notifyd.v1.NotificationService.GetNotification:output_type -> notifyd.v1.GetNotificationResponse
+	11, // 45: notifyd.v1.NotificationService.ListNotifications:output_type -> notifyd.v1.ListNotificationsResponse
+	13, // 46: notifyd.v1.NotificationService.GetBatch:output_type -> notifyd.v1.GetBatchResponse
+	15, // 47: notifyd.v1.NotificationService.ResendNotifications:output_type -> notifyd.v1.ResendNotificationsResponse
+	17, // 48: notifyd.v1.NotificationService.CancelNotifications:output_type -> notifyd.v1.CancelNotificationsResponse
+	20, // 49: notifyd.v1.NotificationService.Explain:output_type -> notifyd.v1.ExplainResponse
+	22, // 50: notifyd.v1.NotificationService.Prove:output_type -> notifyd.v1.ProveResponse
+	42, // [42:51] is the sub-list for method output_type
+	33, // [33:42] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_notifyd_v1_notification_service_proto_init() }
@@ -1645,7 +1884,7 @@ func file_notifyd_v1_notification_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_notifyd_v1_notification_service_proto_rawDesc), len(file_notifyd_v1_notification_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

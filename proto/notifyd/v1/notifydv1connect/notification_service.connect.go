@@ -45,6 +45,9 @@ const (
 	// NotificationServiceListNotificationsProcedure is the fully-qualified name of the
 	// NotificationService's ListNotifications RPC.
 	NotificationServiceListNotificationsProcedure = "/notifyd.v1.NotificationService/ListNotifications"
+	// NotificationServiceGetBatchProcedure is the fully-qualified name of the NotificationService's
+	// GetBatch RPC.
+	NotificationServiceGetBatchProcedure = "/notifyd.v1.NotificationService/GetBatch"
 	// NotificationServiceResendNotificationsProcedure is the fully-qualified name of the
 	// NotificationService's ResendNotifications RPC.
 	NotificationServiceResendNotificationsProcedure = "/notifyd.v1.NotificationService/ResendNotifications"
@@ -69,6 +72,8 @@ type NotificationServiceClient interface {
 	GetNotification(context.Context, *connect.Request[v1.GetNotificationRequest]) (*connect.Response[v1.GetNotificationResponse], error)
 	// ListNotifications returns pages of notifications, newest first.
 	ListNotifications(context.Context, *connect.Request[v1.ListNotificationsRequest]) (*connect.Response[v1.ListNotificationsResponse], error)
+	// GetBatch says how far the notifications of a batch_id are.
+	GetBatch(context.Context, *connect.Request[v1.GetBatchRequest]) (*connect.Response[v1.GetBatchResponse], error)
 	// ResendNotifications makes a new attempt for each id, whatever its state.
 	ResendNotifications(context.Context, *connect.Request[v1.ResendNotificationsRequest]) (*connect.Response[v1.ResendNotificationsResponse], error)
 	// CancelNotifications makes undelivered notifications final; one that is being sent right now is refused.
@@ -114,6 +119,12 @@ func NewNotificationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			connect.WithSchema(notificationServiceMethods.ByName("ListNotifications")),
 			connect.WithClientOptions(opts...),
 		),
+		getBatch: connect.NewClient[v1.GetBatchRequest, v1.GetBatchResponse](
+			httpClient,
+			baseURL+NotificationServiceGetBatchProcedure,
+			connect.WithSchema(notificationServiceMethods.ByName("GetBatch")),
+			connect.WithClientOptions(opts...),
+		),
 		resendNotifications: connect.NewClient[v1.ResendNotificationsRequest, v1.ResendNotificationsResponse](
 			httpClient,
 			baseURL+NotificationServiceResendNotificationsProcedure,
@@ -147,6 +158,7 @@ type notificationServiceClient struct {
 	submitBatch         *connect.Client[v1.SubmitBatchRequest, v1.SubmitBatchResponse]
 	getNotification     *connect.Client[v1.GetNotificationRequest, v1.GetNotificationResponse]
 	listNotifications   *connect.Client[v1.ListNotificationsRequest, v1.ListNotificationsResponse]
+	getBatch            *connect.Client[v1.GetBatchRequest, v1.GetBatchResponse]
 	resendNotifications *connect.Client[v1.ResendNotificationsRequest, v1.ResendNotificationsResponse]
 	cancelNotifications *connect.Client[v1.CancelNotificationsRequest, v1.CancelNotificationsResponse]
 	explain             *connect.Client[v1.ExplainRequest, v1.ExplainResponse]
@@ -171,6 +183,11 @@ func (c *notificationServiceClient) GetNotification(ctx context.Context, req *co
 // ListNotifications calls notifyd.v1.NotificationService.ListNotifications.
 func (c *notificationServiceClient) ListNotifications(ctx context.Context, req *connect.Request[v1.ListNotificationsRequest]) (*connect.Response[v1.ListNotificationsResponse], error) {
 	return c.listNotifications.CallUnary(ctx, req)
+}
+
+// GetBatch calls notifyd.v1.NotificationService.GetBatch.
+func (c *notificationServiceClient) GetBatch(ctx context.Context, req *connect.Request[v1.GetBatchRequest]) (*connect.Response[v1.GetBatchResponse], error) {
+	return c.getBatch.CallUnary(ctx, req)
 }
 
 // ResendNotifications calls notifyd.v1.NotificationService.ResendNotifications.
@@ -203,6 +220,8 @@ type NotificationServiceHandler interface {
 	GetNotification(context.Context, *connect.Request[v1.GetNotificationRequest]) (*connect.Response[v1.GetNotificationResponse], error)
 	// ListNotifications returns pages of notifications, newest first.
 	ListNotifications(context.Context, *connect.Request[v1.ListNotificationsRequest]) (*connect.Response[v1.ListNotificationsResponse], error)
+	// GetBatch says how far the notifications of a batch_id are.
+	GetBatch(context.Context, *connect.Request[v1.GetBatchRequest]) (*connect.Response[v1.GetBatchResponse], error)
 	// ResendNotifications makes a new attempt for each id, whatever its state.
 	ResendNotifications(context.Context, *connect.Request[v1.ResendNotificationsRequest]) (*connect.Response[v1.ResendNotificationsResponse], error)
 	// CancelNotifications makes undelivered notifications final; one that is being sent right now is refused.
@@ -244,6 +263,12 @@ func NewNotificationServiceHandler(svc NotificationServiceHandler, opts ...conne
 		connect.WithSchema(notificationServiceMethods.ByName("ListNotifications")),
 		connect.WithHandlerOptions(opts...),
 	)
+	notificationServiceGetBatchHandler := connect.NewUnaryHandler(
+		NotificationServiceGetBatchProcedure,
+		svc.GetBatch,
+		connect.WithSchema(notificationServiceMethods.ByName("GetBatch")),
+		connect.WithHandlerOptions(opts...),
+	)
 	notificationServiceResendNotificationsHandler := connect.NewUnaryHandler(
 		NotificationServiceResendNotificationsProcedure,
 		svc.ResendNotifications,
@@ -278,6 +303,8 @@ func NewNotificationServiceHandler(svc NotificationServiceHandler, opts ...conne
 			notificationServiceGetNotificationHandler.ServeHTTP(w, r)
 		case NotificationServiceListNotificationsProcedure:
 			notificationServiceListNotificationsHandler.ServeHTTP(w, r)
+		case NotificationServiceGetBatchProcedure:
+			notificationServiceGetBatchHandler.ServeHTTP(w, r)
 		case NotificationServiceResendNotificationsProcedure:
 			notificationServiceResendNotificationsHandler.ServeHTTP(w, r)
 		case NotificationServiceCancelNotificationsProcedure:
@@ -309,6 +336,10 @@ func (UnimplementedNotificationServiceHandler) GetNotification(context.Context, 
 
 func (UnimplementedNotificationServiceHandler) ListNotifications(context.Context, *connect.Request[v1.ListNotificationsRequest]) (*connect.Response[v1.ListNotificationsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("notifyd.v1.NotificationService.ListNotifications is not implemented"))
+}
+
+func (UnimplementedNotificationServiceHandler) GetBatch(context.Context, *connect.Request[v1.GetBatchRequest]) (*connect.Response[v1.GetBatchResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("notifyd.v1.NotificationService.GetBatch is not implemented"))
 }
 
 func (UnimplementedNotificationServiceHandler) ResendNotifications(context.Context, *connect.Request[v1.ResendNotificationsRequest]) (*connect.Response[v1.ResendNotificationsResponse], error) {
