@@ -99,7 +99,7 @@ func (d *Dispatcher) remember(ctx context.Context, w notification.Work, after *n
 			settled(err)
 			return
 		}
-		d.delay.DelayThen(notification.Work{Notification: &next, Trigger: notification.TriggerAuto}, settled)
+		d.delay.DelayThen(notification.Work{Notification: &next, Trigger: notification.TriggerAuto, Trace: w.Trace}, settled)
 	})
 }
 

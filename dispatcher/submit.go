@@ -295,6 +295,10 @@ func (d *Dispatcher) enterSync(ctx context.Context, s *submission, w notificatio
 		answered.Add(1)
 		d.enterLater(ctx, s, w, n.AcceptedAt.Add(d.cfg.AttemptBound), notification.ReasonAwaitingAnswer, answered.Done)
 		answered.Wait()
+	case errors.Is(err, synclane.ErrFull):
+		goAsync(notification.ReasonSyncLaneFull)
+	case errors.Is(err, synclane.ErrAway):
+		goAsync(notification.ReasonSyncLaneAway)
 	case err != nil:
 		s.err = d.unaccepted(err)
 	case answer.Verdict.Deferred:

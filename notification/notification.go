@@ -117,6 +117,8 @@ type Work struct {
 	Interrupted bool
 	// HasRow says that the ledger has a row of this notification already.
 	HasRow bool
+	// Trace is the W3C traceparent of what caused this work; empty: it is not traced.
+	Trace string
 }
 
 // Header is one HTTP header; secrets are masked before it is kept.

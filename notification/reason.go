@@ -56,6 +56,7 @@ const (
 	ReasonQueued            Reason = "queued"             // durable, its turn has not come
 	ReasonNotBefore         Reason = "not_before"         // its first attempt is due later
 	ReasonSyncLaneFull      Reason = "sync_lane_full"     // went async instead
+	ReasonSyncLaneAway      Reason = "sync_lane_away"     // no node of the sync lane answers; went async instead
 	ReasonBreakerOpen       Reason = "breaker_open"       // deferred
 	ReasonRateLimited       Reason = "rate_limited"       // deferred
 	ReasonBacklog           Reason = "backlog"            // waits behind others of its merchant in the own queue
@@ -80,7 +81,7 @@ func Reasons() []Reason {
 		ReasonTLSCertificate, ReasonResetBeforeWrite, ReasonResetAfterWrite, ReasonWriteTimeout, ReasonResponseTimeout,
 		ReasonBodyTimeout, ReasonBadResponse, ReasonInterrupted, ReasonBlockedAddress, ReasonBadNotifyURL, ReasonEncodeFailure,
 		ReasonResolverFailure, ReasonLocalPorts, ReasonShutdown, ReasonInternal,
-		ReasonInFlight, ReasonAwaitingAnswer, ReasonQueued, ReasonNotBefore, ReasonSyncLaneFull, ReasonBreakerOpen,
+		ReasonInFlight, ReasonAwaitingAnswer, ReasonQueued, ReasonNotBefore, ReasonSyncLaneFull, ReasonSyncLaneAway, ReasonBreakerOpen,
 		ReasonRateLimited, ReasonBacklog, ReasonMerchantPaused, ReasonMerchantMissing, ReasonStaleGeneration, ReasonCanceled,
 		ReasonExpired, ReasonScheduleExhausted, ReasonResend, ReasonSweep, ReasonUndecodable,
 	}

@@ -104,6 +104,9 @@ func (l *Lane) Enter(isolationKey string) (*Place, error) {
 
 // Release gives the place back.
 func (p *Place) Release() {
+	if p.lane == nil { // another node counts its places
+		return
+	}
 	p.once.Do(func() {
 		p.lane.mu.Lock()
 		defer p.lane.mu.Unlock()

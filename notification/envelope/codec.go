@@ -76,7 +76,7 @@ func pack(w notification.Work) *storev1.Work {
 		AcceptedAt: micros(n.AcceptedAt), NextAt: micros(n.NextAt), WindowFrom: micros(n.WindowFrom),
 		DeferredFor: n.DeferredFor.Microseconds(), DeferredSince: micros(n.DeferredSince),
 		SettledAt: micros(n.SettledAt), SettledBy: n.SettledBy, UpdatedAt: micros(n.UpdatedAt), Resting: n.Resting,
-		Trigger: uint32(w.Trigger), SecondCopy: w.SecondCopy, Operator: w.Operator, Interrupted: w.Interrupted,
+		Trigger: uint32(w.Trigger), SecondCopy: w.SecondCopy, Operator: w.Operator, Interrupted: w.Interrupted, Trace: w.Trace,
 	}
 }
 
@@ -102,7 +102,9 @@ func unpack(p *storev1.Work) notification.Work {
 	}
 	copy(n.ID[:], p.Id)
 	copy(n.Digest[:], p.Digest)
-	return notification.Work{Notification: n, Trigger: notification.Trigger(p.Trigger), SecondCopy: p.SecondCopy, Operator: p.Operator, Interrupted: p.Interrupted} //nolint:gosec // written by pack
+	return notification.Work{
+		Notification: n, Trigger: notification.Trigger(p.Trigger), SecondCopy: p.SecondCopy, Operator: p.Operator, Interrupted: p.Interrupted, Trace: p.Trace, //nolint:gosec // written by pack
+	}
 }
 
 func micros(t time.Time) int64 {

@@ -122,8 +122,10 @@ type Work struct {
 	Operator       string                 `protobuf:"bytes,62,opt,name=operator,proto3" json:"operator,omitempty"`
 	Resting        bool                   `protobuf:"varint,63,opt,name=resting,proto3" json:"resting,omitempty"`
 	Interrupted    bool                   `protobuf:"varint,64,opt,name=interrupted,proto3" json:"interrupted,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// W3C traceparent of the submission; empty: it is not traced.
+	Trace         string `protobuf:"bytes,65,opt,name=trace,proto3" json:"trace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Work) Reset() {
@@ -513,13 +515,20 @@ func (x *Work) GetInterrupted() bool {
 	return false
 }
 
+func (x *Work) GetTrace() string {
+	if x != nil {
+		return x.Trace
+	}
+	return ""
+}
+
 var File_notifyd_store_v1_work_proto protoreflect.FileDescriptor
 
 const file_notifyd_store_v1_work_proto_rawDesc = "" +
 	"\n" +
 	"\x1bnotifyd/store/v1/work.proto\x12\x10notifyd.store.v1\"8\n" +
 	"\bEnvelope\x12,\n" +
-	"\x05works\x18\x01 \x03(\v2\x16.notifyd.store.v1.WorkR\x05works\"\xc1\f\n" +
+	"\x05works\x18\x01 \x03(\v2\x16.notifyd.store.v1.WorkR\x05works\"\xd7\f\n" +
 	"\x04Work\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x1d\n" +
@@ -588,7 +597,8 @@ const file_notifyd_store_v1_work_proto_rawDesc = "" +
 	"secondCopy\x12\x1a\n" +
 	"\boperator\x18> \x01(\tR\boperator\x12\x18\n" +
 	"\aresting\x18? \x01(\bR\aresting\x12 \n" +
-	"\vinterrupted\x18@ \x01(\bR\vinterrupted\x1a9\n" +
+	"\vinterrupted\x18@ \x01(\bR\vinterrupted\x12\x14\n" +
+	"\x05trace\x18A \x01(\tR\x05trace\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B(Z&notifyd/proto/notifyd/store/v1;storev1b\x06proto3"
