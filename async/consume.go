@@ -181,6 +181,7 @@ type message struct {
 	msg    jetstream.Msg
 	left   atomic.Int32
 	failed atomic.Bool
+	opened atomic.Bool // each member is in hand, or settled
 	taken  time.Time
 }
 
@@ -193,6 +194,7 @@ func (l *Lane) open(ctx context.Context, msg jetstream.Msg) {
 		return
 	}
 	m := &message{msg: msg, taken: time.Now()}
+	defer m.opened.Store(true)
 	m.left.Store(int32(len(works))) //nolint:gosec // at most envelope.MaxWorks
 	l.running.Add(1)                // until it is acknowledged or given back
 	l.holding.Lock()

@@ -52,7 +52,7 @@ type Config struct {
 	// StreamBytes bounds each stream on disk; a full one refuses new submissions.
 	StreamBytes int64 `yaml:"stream_bytes"`
 	// Replicas of each stream: 1 for a single server, 3 for a cluster.
-	Replicas int `yaml:"replicas"`
+	Replicas int `yaml:"-"`
 	// AckWait is how long after a crash NATS waits before it hands a notification to another taker.
 	AckWait time.Duration `yaml:"ack_wait"`
 	// PublishTimeout bounds one publish.
@@ -118,6 +118,8 @@ type Lane struct {
 
 	holding sync.Mutex
 	held    map[*message]struct{} // messages taken from NATS and not yet acknowledged
+
+	published publishCounts
 }
 
 // Parts are what the lane works with.
@@ -218,8 +220,10 @@ func (l *Lane) publish(ctx context.Context, subject string, works []notification
 		_, err = l.js.Publish(ctx, subject, data)
 	}
 	if err == nil {
+		l.published.envelope(len(works), len(data))
 		return nil
 	}
+	l.published.failures.Add(1)
 	err = fmt.Errorf("publish to %s: %w", subject, publishError(err))
 	errs := make([]error, len(works))
 	for i := range errs {

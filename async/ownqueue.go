@@ -127,7 +127,7 @@ func (l *Lane) drain(ctx context.Context, q *merchantQueue) {
 			l.postpone(q, time.Now().Add(10*time.Millisecond)) // something is still on its way into the queue
 			continue
 		}
-		if reason, until := l.drainSome(ctx, batch, width); reason != "" {
+		if reason, until := l.drainSome(ctx, q, batch, width); reason != "" {
 			width = 1
 			l.because(q, reason)
 			l.postpone(q, until)
@@ -247,7 +247,7 @@ func (l *Lane) deleteOwn(ctx context.Context, seq uint64) {
 
 // drainSome delivers a batch with at most width attempts at once. It stops at the first deferral and returns its reason;
 // what was deferred stays in the own queue as it is. One of which another attempt is in flight is passed over.
-func (l *Lane) drainSome(ctx context.Context, batch []resting, width int) (reason notification.Reason, until time.Time) {
+func (l *Lane) drainSome(ctx context.Context, q *merchantQueue, batch []resting, width int) (reason notification.Reason, until time.Time) {
 	var (
 		mu      sync.Mutex
 		wg      sync.WaitGroup
@@ -279,7 +279,7 @@ func (l *Lane) drainSome(ctx context.Context, batch []resting, width int) (reaso
 			continue
 		}
 		wg.Go(func() {
-			deferred, verdict := l.attempt(ctx, item)
+			deferred, verdict := l.attempt(ctx, q, item)
 			<-slots
 			switch {
 			case !deferred:

@@ -2,6 +2,7 @@ package async
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -11,7 +12,7 @@ import (
 )
 
 // merchantQueue is what one isolation key has in hand: a short queue and the attempts in flight. Everything is guarded
-// by Lane.mu but the fields of the own queue's drain.
+// by Lane.mu but the atomic fields.
 type merchantQueue struct {
 	key        string
 	merchantID string // of the work that made it
@@ -26,6 +27,9 @@ type merchantQueue struct {
 	moved   uint64              // arrivals that got there, ever
 	wakeAt  time.Time           // no use in draining earlier
 	wake    chan struct{}
+
+	sending atomic.Int32 // attempts being made, in the slots and by the drain
+	began   atomic.Int64 // the last of them, in Unix nanoseconds
 }
 
 // Offer takes a work in hand; settled is called once, when its message need not come again. It blocks while the node
@@ -87,7 +91,7 @@ func (l *Lane) queue(w notification.Work) *merchantQueue {
 // work makes attempts for one slot of a key until nothing waits.
 func (l *Lane) work(ctx context.Context, q *merchantQueue, item *hand.Item) {
 	for item != nil {
-		if deferred, verdict := l.attempt(ctx, item); deferred && verdict.Reason == notification.ReasonInFlight {
+		if deferred, verdict := l.attempt(ctx, q, item); deferred && verdict.Reason == notification.ReasonInFlight {
 			l.hand.Leave(item, errInFlight) // of this one only: its message comes again
 		} else if deferred {
 			l.mu.Lock()
@@ -122,12 +126,15 @@ func (l *Lane) forgetIdle(q *merchantQueue) {
 }
 
 // attempt delivers one item. When it was deferred, the item is queued again and is the caller's to place.
-func (l *Lane) attempt(ctx context.Context, item *hand.Item) (bool, notification.Verdict) {
+func (l *Lane) attempt(ctx context.Context, q *merchantQueue, item *hand.Item) (bool, notification.Verdict) {
 	w, ok := item.Send()
 	if !ok { // taken back by a cancel, which settles it
 		return false, notification.Verdict{}
 	}
+	q.began.Store(time.Now().UnixNano())
+	q.sending.Add(1)
 	verdict := l.deliver.Deliver(ctx, w, func(err error) { l.hand.Leave(item, err) })
+	q.sending.Add(-1)
 	if verdict.Deferred {
 		item.Requeue(verdict.After)
 		return true, verdict

@@ -28,11 +28,16 @@ func (d *Dispatcher) Deliver(ctx context.Context, w notification.Work, settled f
 	}
 	before, attempts := d.resume(w, pass)
 	w.Notification = before
+	d.wire.begin(d.now())
 	attempt := d.sender.Send(ctx, w, m)
+	d.wire.end()
 	pass.learn(&attempt)
 	after := *before
 	after.Progress = retry.Decide(before.Progress, attempt, d.schedule(w, m, &attempt), d.now(), mathrand.Float64())
 	d.observer.Attempted(&after, &attempt)
+	if after.State.Final() && !before.State.Final() {
+		d.observer.Settled(&after)
+	}
 	attempts = append(attempts, attempt)
 	d.remember(ctx, w, &after, attempts, settled)
 	return notification.Verdict{After: &after, Attempts: attempts}
@@ -68,10 +73,12 @@ func (d *Dispatcher) stop(ctx context.Context, w notification.Work, pass permiss
 	case deferred:
 		n := *w.Notification
 		n.Defer(pass.reason, d.now())
+		d.observer.Deferred(&n, pass.reason)
 		return notification.Verdict{After: &n, Deferred: true, Reason: pass.reason, Until: pass.until}
 	case settled:
 		before, attempts := d.resume(w, pass)
 		before.Settle(notification.StateExpired, pass.reason, notification.SettledByExpiry, d.now())
+		d.observer.Settled(before)
 		d.remember(ctx, w, before, attempts, done)
 		return notification.Verdict{After: before, Attempts: attempts, Reason: pass.reason}
 	case void, granted:
@@ -83,6 +90,7 @@ func (d *Dispatcher) stop(ctx context.Context, w notification.Work, pass permiss
 // postpone defers a work because the ledger could not be asked.
 func (d *Dispatcher) postpone(w notification.Work, err error) notification.Verdict {
 	d.log.Warn("attempt is deferred: the ledger does not answer", zap.Stringer("id", w.ID), zap.Error(err))
+	d.observer.Deferred(w.Notification, notification.ReasonInternal)
 	return notification.Verdict{After: w.Notification, Deferred: true, Reason: notification.ReasonInternal, Until: d.now().Add(time.Second)}
 }
 

@@ -5,6 +5,7 @@ package dispatcher
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -14,6 +15,7 @@ import (
 	"notifyd/notification"
 	"notifyd/notification/hand"
 	"notifyd/router"
+	"notifyd/source"
 	synclane "notifyd/sync"
 )
 
@@ -42,6 +44,7 @@ type Finder interface {
 	Find(ctx context.Context, id notification.ID) (*notification.Notification, []notification.Attempt, error)
 	FindMany(ctx context.Context, ids []notification.ID) (map[notification.ID]*notification.Notification, error)
 	List(ctx context.Context, f ledger.Filter, limit int, after ledger.Cursor) ([]*notification.Notification, ledger.Cursor, error)
+	Batch(ctx context.Context, batchID, sourceID string) (*ledger.BatchProgress, error)
 }
 
 // Changer makes older due items void.
@@ -55,6 +58,13 @@ type Merchants interface {
 	PutMerchant(ctx context.Context, m *merchant.Merchant, ifVersion *int64) (*merchant.Merchant, error)
 	ListMerchants(ctx context.Context, after string, limit int) ([]*merchant.Merchant, error)
 	MerchantsSince(ctx context.Context, version int64) ([]*merchant.Merchant, error)
+}
+
+// Sources keeps the sources' settings and keys.
+type Sources interface {
+	PutSource(ctx context.Context, s *source.Source, ifVersion *int64) (*source.Source, error)
+	ListSources(ctx context.Context, after string, limit int) ([]*source.Source, error)
+	SourcesSince(ctx context.Context, version int64) ([]*source.Source, error)
 }
 
 // Sender makes one request to a merchant. Whatever happens stands in the attempt.
@@ -96,11 +106,6 @@ type Places interface {
 	Waiting(ctx context.Context, found func(id notification.ID, place string)) error
 }
 
-// Observer is told about every attempt.
-type Observer interface {
-	Attempted(after *notification.Notification, a *notification.Attempt)
-}
-
 // Config of the dispatcher.
 type Config struct {
 	Gate GateConfig `yaml:"gate"`
@@ -131,37 +136,43 @@ func (c Config) Validate() error {
 
 // Parts are what the dispatcher conducts.
 type Parts struct {
-	Ledger    Ledger
-	Store     Merchants
-	Merchants *merchant.Registry
-	Router    *router.Router
-	Sender    Sender
-	URLs      URLs
-	Delay     Delay
-	Hand      *hand.Table
-	Places    Places
-	Observer  Observer
-	Log       *zap.Logger
-	Now       func() time.Time // UTC, microseconds
+	Ledger      Ledger
+	Store       Merchants
+	Merchants   *merchant.Registry
+	Sources     *source.Registry // nil: nobody is registered
+	SourceStore Sources          // nil: there is none to learn from
+	Router      *router.Router
+	Sender      Sender
+	URLs        URLs
+	Delay       Delay
+	Hand        *hand.Table
+	Places      Places
+	Observer    Observer
+	Log         *zap.Logger
+	Now         func() time.Time // UTC, microseconds
 }
 
 // Dispatcher is one node's.
 type Dispatcher struct {
-	cfg       Config
-	ledger    Ledger
-	store     Merchants
-	merchants *merchant.Registry
-	router    *router.Router
-	sender    Sender
-	urls      URLs
-	delay     Delay
-	hand      *hand.Table
-	places    Places
-	observer  Observer
-	log       *zap.Logger
-	now       func() time.Time
-	gate      *Gate
-	owed      owed
+	cfg         Config
+	ledger      Ledger
+	store       Merchants
+	merchants   *merchant.Registry
+	sources     *source.Registry
+	sourceStore Sources
+	rates       rates
+	router      atomic.Pointer[router.Router]
+	sender      Sender
+	urls        URLs
+	delay       Delay
+	hand        *hand.Table
+	places      Places
+	observer    Observer
+	log         *zap.Logger
+	now         func() time.Time
+	gate        *Gate
+	owed        owed
+	wire        wire
 
 	// The lanes ask the dispatcher for attempts, so they are made after it; see Connect.
 	async AsyncLane
@@ -177,14 +188,23 @@ func New(cfg Config, p Parts) (*Dispatcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Dispatcher{
-		cfg: cfg, ledger: p.Ledger, store: p.Store, merchants: p.Merchants, router: p.Router, sender: p.Sender, urls: p.URLs,
+	gate.opened = p.Observer.BreakerOpened
+	if p.Sources == nil {
+		p.Sources = source.NewRegistry()
+	}
+	d := &Dispatcher{
+		cfg: cfg, ledger: p.Ledger, store: p.Store, merchants: p.Merchants, sources: p.Sources, sourceStore: p.SourceStore, sender: p.Sender, urls: p.URLs,
 		delay: p.Delay, hand: p.Hand, places: p.Places, observer: p.Observer, log: p.Log, now: p.Now, gate: gate,
-	}, nil
+	}
+	d.router.Store(p.Router)
+	return d, nil
 }
 
 // Connect gives the dispatcher its lanes, before anything is submitted.
 func (d *Dispatcher) Connect(async AsyncLane, sync SyncLane) { d.async, d.sync = async, sync }
+
+// SetRouter replaces the rules: what is submitted from now on is routed by them.
+func (d *Dispatcher) SetRouter(r *router.Router) { d.router.Store(r) }
 
 // FindMany returns what the ledger knows of ids.
 func (d *Dispatcher) FindMany(ctx context.Context, ids []notification.ID) (map[notification.ID]*notification.Notification, error) {
@@ -201,7 +221,7 @@ func (d *Dispatcher) Remember(ctx context.Context, n *notification.Notification,
 	})
 }
 
-// Run keeps the merchants' snapshot fresh and shows the ledger what stays in hand, until ctx ends.
+// Run keeps the snapshots of merchants and sources fresh and shows the ledger what stays in hand, until ctx ends.
 func (d *Dispatcher) Run(ctx context.Context) error {
 	show, learn := time.NewTicker(d.cfg.SeenAfter/3), time.NewTicker(time.Second)
 	defer show.Stop()
@@ -216,6 +236,9 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		case <-learn.C:
 			if err := d.LearnMerchants(ctx); err != nil && ctx.Err() == nil {
 				d.log.Warn("merchants' settings cannot be read; the last snapshot serves", zap.Error(err))
+			}
+			if err := d.LearnSources(ctx); err != nil && ctx.Err() == nil {
+				d.log.Warn("sources' settings cannot be read; the last snapshot serves", zap.Error(err))
 			}
 		}
 	}
@@ -248,5 +271,24 @@ func (d *Dispatcher) LearnMerchants(ctx context.Context) error {
 		return err
 	}
 	d.merchants.Learn(changed...)
+	for _, m := range changed {
+		if d.async != nil { // the first look is before the lanes are there
+			d.async.Wake(m.ID) // another node may have resumed it
+		}
+	}
+	return nil
+}
+
+// LearnSources takes over what has changed since the snapshot: a revoked key ends with it. Only what comes this way goes
+// into the snapshot: a change made here would hide older ones, made elsewhere and not learned yet, behind its version.
+func (d *Dispatcher) LearnSources(ctx context.Context) error {
+	if d.sourceStore == nil {
+		return nil
+	}
+	changed, err := d.sourceStore.SourcesSince(ctx, d.sources.Version())
+	if err != nil {
+		return err
+	}
+	d.sources.Learn(changed...)
 	return nil
 }

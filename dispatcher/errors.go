@@ -98,6 +98,9 @@ func itemError(err error) *notifydv1.ItemError {
 
 // changeError says why a cancel or a resend was refused.
 func (d *Dispatcher) changeError(id string, err error) *connect.Error {
+	if answer, ok := errors.AsType[*connect.Error](err); ok {
+		return answer
+	}
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
 		return notFound("notification", id)

@@ -258,9 +258,34 @@ type anyURL struct{}
 
 func (anyURL) CheckURL(string, merchant.URLPolicy, string) error { return nil }
 
-type nobody struct{}
+// told keeps what the observer is told, as words.
+type told struct {
+	mu      sync.Mutex
+	events  []string
+	answers []Answer
+}
 
-func (nobody) Attempted(*notification.Notification, *notification.Attempt) {}
+func (o *told) add(event string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.events = append(o.events, event)
+}
+
+func (o *told) Answered(a Answer) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.answers = append(o.answers, a)
+}
+
+func (o *told) Attempted(_ *notification.Notification, a *notification.Attempt) {
+	o.add("attempted " + string(a.Reason))
+}
+
+func (o *told) Deferred(_ *notification.Notification, reason notification.Reason) {
+	o.add("deferred " + string(reason))
+}
+func (o *told) Settled(n *notification.Notification) { o.add("settled " + n.State.String()) }
+func (o *told) BreakerOpened(key string)             { o.add("opened " + key) }
 
 // world is a dispatcher with fakes around it. It is used inside a synctest bubble: its clock is the bubble's.
 type world struct {
@@ -272,6 +297,7 @@ type world struct {
 	shards *fakeAsync
 	where  fakePlaces
 	lane   *synclane.Lane
+	told   *told
 }
 
 func clock() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
@@ -282,7 +308,7 @@ func pass(d time.Duration) { <-time.NewTimer(d).C }
 func inBubble(t *testing.T, cfg Config, run func(t *testing.T, w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{log: &journal{}, where: fakePlaces{}}
+		w := &world{log: &journal{}, where: fakePlaces{}, told: &told{}}
 		w.memory = &fakeLedger{Memory: ledger.NewMemory(ledger.Config{Now: clock}), log: w.log}
 		w.sends = &scripted{log: w.log}
 		w.later = &fakeDelay{log: w.log, window: 10 * time.Minute}
@@ -294,7 +320,7 @@ func inBubble(t *testing.T, cfg Config, run func(t *testing.T, w *world)) {
 		merchants, table := merchant.NewRegistry(), hand.NewTable()
 		w.Dispatcher, err = New(cfg, Parts{
 			Ledger: w.memory, Store: w.memory, Merchants: merchants, Router: routes, Sender: w.sends, URLs: anyURL{},
-			Delay: w.later, Hand: table, Places: w.where, Observer: nobody{}, Log: zap.NewNop(), Now: clock,
+			Delay: w.later, Hand: table, Places: w.where, Observer: Observers{w.told}, Log: zap.NewNop(), Now: clock,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -331,7 +357,7 @@ func (w *world) accepted(t *testing.T, name string) notification.Work {
 		Progress: notification.Progress{State: notification.StateAccepted, Reason: notification.ReasonQueued, Generation: 1, UpdatedAt: clock()},
 	}
 	n.ID, n.Digest = n.DeriveID(), n.ContentDigest()
-	n.Route = w.router.Route(n, w.merchants.Get("m"), clock())
+	n.Route = w.router.Load().Route(n, w.merchants.Get("m"), clock())
 	if _, err := w.memory.Reserve(t.Context(), []ledger.Reservation{{ID: n.ID, Digest: n.Digest, AcceptedAt: n.AcceptedAt}}); err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -53,6 +55,7 @@ type Claimer interface {
 type Gate struct {
 	cfg    GateConfig
 	claims Claimer
+	opened func(isolationKey string) // told under the breaker's lock
 
 	mu   sync.Mutex
 	keys map[string]*guard // by isolation key
@@ -63,7 +66,7 @@ func NewGate(cfg GateConfig, claims Claimer) (*Gate, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Gate{cfg: cfg, claims: claims, keys: map[string]*guard{}}, nil
+	return &Gate{cfg: cfg, claims: claims, opened: func(string) {}, keys: map[string]*guard{}}, nil
 }
 
 // guard is one isolation key's breaker and limiter.
@@ -207,6 +210,7 @@ func (g *Gate) guard(key string, limits merchant.Limits) *guard {
 					k.mu.Lock()
 					k.openUntil = time.Now().Add(g.cfg.OpenFor)
 					k.mu.Unlock()
+					g.opened(key)
 				}
 			},
 		})
@@ -214,6 +218,20 @@ func (g *Gate) guard(key string, limits merchant.Limits) *guard {
 	}
 	k.setLimits(limits)
 	return k
+}
+
+// openBreakers counts the keys whose breaker lets nothing through.
+func (g *Gate) openBreakers() int {
+	g.mu.Lock()
+	keys := slices.Collect(maps.Values(g.keys))
+	g.mu.Unlock()
+	open := 0
+	for _, k := range keys {
+		if k.breaker.State() == gobreaker.StateOpen {
+			open++
+		}
+	}
+	return open
 }
 
 // allow asks the breaker; nil: not now. Otherwise the breaker waits for what becomes of it.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"go.uber.org/zap"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -81,12 +82,15 @@ func (s *MerchantService) PutMerchant(ctx context.Context, req *connect.Request[
 func (s *MerchantService) put(ctx context.Context, m *merchant.Merchant, ifVersion *int64) (*merchant.Merchant, error) {
 	stored, err := s.store.PutMerchant(ctx, m, ifVersion)
 	if errors.Is(err, ledger.ErrConflict) {
-		return nil, connect.NewError(connect.CodeAborted, fmt.Errorf("merchant %q: %w; read it again", m.ID, err))
+		return nil, stale("merchant", m.ID, err)
 	}
 	if err != nil {
 		return nil, s.unavailable("store merchant", err)
 	}
-	s.merchants.Learn(stored)
+	// Not by learning this one alone: its version would hide others' changes before it. A failure is made good in a second.
+	if err := s.LearnMerchants(ctx); err != nil {
+		s.log.Debug("a change is stored; the snapshot does not have it yet", zap.Error(err))
+	}
 	s.async.Wake(m.ID)
 	return stored, nil
 }
@@ -119,19 +123,13 @@ func (s *MerchantService) ListMerchants(ctx context.Context, req *connect.Reques
 	if err := checkRequest(req.Msg); err != nil {
 		return nil, err
 	}
-	size := int(req.Msg.PageSize)
-	if size == 0 {
-		size = 100
-	}
-	found, err := s.store.ListMerchants(ctx, req.Msg.PageToken, size+1)
+	found, next, err := settingsPage(req.Msg, func(after string, limit int) ([]*merchant.Merchant, error) {
+		return s.store.ListMerchants(ctx, after, limit)
+	}, func(m *merchant.Merchant) string { return m.ID })
 	if err != nil {
 		return nil, s.unavailable("read merchants", err)
 	}
-	out := &notifydv1.ListMerchantsResponse{}
-	if len(found) > size {
-		found = found[:size]
-		out.NextPageToken = found[size-1].ID
-	}
+	out := &notifydv1.ListMerchantsResponse{NextPageToken: next}
 	for _, m := range found {
 		out.Merchants = append(out.Merchants, merchantToProto(m))
 	}
@@ -250,18 +248,6 @@ func (s *MerchantService) checkTimeouts(field string, own merchant.Timeouts, ref
 	}
 }
 
-// versionOf reads an etag; nil: none was given.
-func versionOf(etag string) (*int64, error) {
-	if etag == "" {
-		return nil, nil
-	}
-	v, err := strconv.ParseInt(etag, 10, 64)
-	if err != nil || v < 0 {
-		return nil, invalid("etag", fmt.Sprintf("%q: is not one of ours", etag))
-	}
-	return &v, nil
-}
-
 func merchantFromProto(p *notifydv1.Merchant) *merchant.Merchant {
 	m := &merchant.Merchant{
 		ID: p.Id, Name: p.Name, NotifyURL: p.NotifyUrl, URLPolicy: policyFromProto(p.UrlPolicy), Egress: p.Egress,
@@ -292,7 +278,7 @@ func merchantToProto(m *merchant.Merchant) *notifydv1.Merchant {
 		Id: m.ID, Name: m.Name, NotifyUrl: m.NotifyURL, Egress: m.Egress, Persist: notifydv1.Persist(m.Persist),
 		Contract: &notifydv1.Contract{Profile: m.Contract.Profile, Signer: &notifydv1.Signer{Algorithm: "hmac-sha256", KeyId: m.Contract.KeyID}, Acknowledgement: ackToProto(m.Contract.Acknowledgement)},
 		Timeouts: timeoutsToProto(m.Timeouts), Schedule: scheduleToProto(m.Schedule),
-		Version: m.Version, Etag: strconv.FormatInt(m.Version, 10), Paused: m.Paused, PauseReason: m.PauseReason, UpdatedAt: toTimestamp(m.UpdatedAt),
+		Version: m.Version, Etag: etagOf(m.Version), Paused: m.Paused, PauseReason: m.PauseReason, UpdatedAt: toTimestamp(m.UpdatedAt),
 	}
 	if u := m.URLPolicy; len(u.Hosts) > 0 || len(u.Ports) > 0 || u.HTTPSOnly {
 		p.UrlPolicy = &notifydv1.UrlPolicy{Hosts: u.Hosts, Ports: u.Ports, HttpsOnly: u.HTTPSOnly}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 
 	"connectrpc.com/connect"
 	"go.uber.org/zap"
@@ -90,6 +89,9 @@ func (d *Dispatcher) GetNotification(ctx context.Context, req *connect.Request[n
 	if err != nil {
 		return nil, err
 	}
+	if !mayKnow(ctx, n) {
+		return nil, notFound("notification", id.String())
+	}
 	out := &notifydv1.GetNotificationResponse{Notification: toProto(n)}
 	for i := range attempts {
 		out.Attempts = append(out.Attempts, attemptToProto(&attempts[i]))
@@ -130,13 +132,16 @@ func (d *Dispatcher) ListNotifications(ctx context.Context, req *connect.Request
 	if err := checkRequest(req.Msg); err != nil {
 		return nil, err
 	}
-	after, err := ledger.ParseCursor(req.Msg.PageToken)
-	if err != nil {
-		return nil, invalid("page_token", fmt.Sprintf("%q: %s", req.Msg.PageToken, err))
-	}
 	f, err := filterFromProto(req.Msg.Filter)
 	if err != nil {
 		return nil, err
+	}
+	if f.Source, err = ownSource(ctx, "filter.source", f.Source); err != nil {
+		return nil, err
+	}
+	after, err := ledger.ParseToken(req.Msg.PageToken, f)
+	if err != nil {
+		return nil, invalid("page_token", fmt.Sprintf("%q: %s", req.Msg.PageToken, err))
 	}
 	size := int(req.Msg.PageSize)
 	if size == 0 {
@@ -144,36 +149,13 @@ func (d *Dispatcher) ListNotifications(ctx context.Context, req *connect.Request
 	}
 	found, next, err := d.ledger.List(ctx, f, min(size, maxPage), after)
 	if err != nil {
-		return nil, d.unavailable("ask the ledger", err)
+		return nil, d.searchError(err)
 	}
-	out := &notifydv1.ListNotificationsResponse{NextPageToken: next.String()}
+	out := &notifydv1.ListNotificationsResponse{NextPageToken: next.Token(f)}
 	for _, n := range found {
 		out.Notifications = append(out.Notifications, toProto(n))
 	}
 	return connect.NewResponse(out), nil
-}
-
-func filterFromProto(p *notifydv1.NotificationFilter) (ledger.Filter, error) {
-	if p == nil {
-		return ledger.Filter{}, nil
-	}
-	f := ledger.Filter{
-		MerchantID: p.MerchantId, OrderID: p.OrderId, Scene: p.Scene, BatchID: p.BatchId, Source: p.Source,
-		Reason: notification.Reason(p.StateReason), From: fromTimestamp(p.AcceptedFrom), To: fromTimestamp(p.AcceptedTo),
-	}
-	if f.Reason != "" && !slices.Contains(notification.Reasons(), f.Reason) {
-		return f, invalid("filter.state_reason", fmt.Sprintf("%q: is not one of the reasons", p.StateReason))
-	}
-	if !f.From.IsZero() && !f.To.IsZero() && !f.From.Before(f.To) {
-		return f, invalid("filter.accepted_to", "is not after accepted_from")
-	}
-	for i, s := range p.States {
-		if s == notifydv1.State_STATE_PREPARED {
-			return f, invalid("filter.states["+strconv.Itoa(i)+"]", "STATE_PREPARED: is reserved, nothing has it")
-		}
-		f.States = append(f.States, notification.State(s)) //nolint:gosec // the numbers are the same, and validated
-	}
-	return f, nil
 }
 
 // ResendNotifications makes a new attempt for each id, whatever its state.
@@ -184,7 +166,7 @@ func (d *Dispatcher) ResendNotifications(ctx context.Context, req *connect.Reque
 	out := &notifydv1.ResendNotificationsResponse{}
 	for _, text := range req.Msg.Ids {
 		out.Results = append(out.Results, d.change(text, func(id notification.ID) (*notification.Notification, error) {
-			return d.resend(ctx, id, req.Msg.Operator)
+			return d.resend(ctx, id, actor(ctx, req.Msg.Operator))
 		}))
 	}
 	return connect.NewResponse(out), nil
@@ -215,7 +197,10 @@ func (d *Dispatcher) CancelNotifications(ctx context.Context, req *connect.Reque
 	out := &notifydv1.CancelNotificationsResponse{}
 	for _, text := range req.Msg.Ids {
 		out.Results = append(out.Results, d.change(text, func(id notification.ID) (*notification.Notification, error) {
-			return d.cancel(ctx, id, req.Msg.Operator)
+			if err := d.mayChange(ctx, id); err != nil {
+				return nil, err
+			}
+			return d.cancel(ctx, id, actor(ctx, req.Msg.Operator))
 		}))
 	}
 	return connect.NewResponse(out), nil
@@ -229,6 +214,7 @@ func (d *Dispatcher) cancel(ctx context.Context, id notification.ID, operator st
 		n := *w.Notification
 		n.Generation++
 		n.Settle(notification.StateCanceled, notification.ReasonCanceled, notification.SettledByOperator, d.now())
+		d.observer.Settled(&n)
 		done := make(chan error, 1)
 		d.remember(context.WithoutCancel(ctx), w, &n, nil, func(err error) {
 			d.hand.Leave(item, err)
@@ -243,6 +229,7 @@ func (d *Dispatcher) cancel(ctx context.Context, id notification.ID, operator st
 	if err != nil {
 		return nil, err
 	}
+	d.observer.Settled(n)
 	if err := d.delay.Cancel(context.WithoutCancel(ctx), notification.Work{Notification: n}); err != nil {
 		d.log.Debug("schedule stays; the claim refuses what it brings", zap.Stringer("id", id), zap.Error(err))
 	}
@@ -262,9 +249,9 @@ func (d *Dispatcher) change(text string, apply func(notification.ID) (*notificat
 }
 
 // Explain says what Submit would do.
-func (d *Dispatcher) Explain(_ context.Context, req *connect.Request[notifydv1.ExplainRequest]) (*connect.Response[notifydv1.ExplainResponse], error) {
+func (d *Dispatcher) Explain(ctx context.Context, req *connect.Request[notifydv1.ExplainRequest]) (*connect.Response[notifydv1.ExplainResponse], error) {
 	s := newSubmission(req.Msg.Notification, true)
-	d.admit(s)
+	d.admit(ctx, s)
 	if s.err != nil {
 		return nil, s.err
 	}

@@ -25,6 +25,7 @@ type submission struct {
 	// The answer: either err, or where it stands.
 	err       error
 	twin      *submission // the same id earlier in this batch; its answer is this one's
+	reserved  Reserving
 	duplicate bool
 	standing  *notification.Notification
 	attempt   *notification.Attempt
@@ -36,9 +37,11 @@ func (s *submission) answered() bool { return s.err != nil || s.standing != nil 
 // submit is the way in, for one notification and for a thousand: check, route, reserve, and give to a lane. It returns
 // when each submission is answered: with an error, or with the state of a durable notification (P1).
 func (d *Dispatcher) submit(ctx context.Context, subs []*submission) {
+	began := d.now()
 	for _, s := range subs {
-		d.admit(s)
+		d.admit(ctx, s)
 	}
+	d.meter(subs)
 	d.reserve(ctx, subs)
 	var answers sync.WaitGroup
 	for _, s := range subs {
@@ -54,14 +57,18 @@ func (d *Dispatcher) submit(ctx context.Context, subs []*submission) {
 			s.err, s.standing, s.duplicate = s.twin.err, s.twin.standing, true
 		}
 	}
+	d.tellAnswers(subs, began)
 }
 
-// admit checks a notification, freezes what the merchant's settings decide, and routes it.
-func (d *Dispatcher) admit(s *submission) {
+// admit holds a notification to what its caller may, checks it, freezes what the merchant's settings decide, and routes it.
+func (d *Dispatcher) admit(ctx context.Context, s *submission) {
 	if s.err != nil {
 		return
 	}
 	n := s.n
+	if s.err = d.permit(ctx, n); s.err != nil { // before the merchant is looked for: whether it exists is not for everybody
+		return
+	}
 	m := d.merchants.Get(n.MerchantID)
 	if m == nil {
 		s.err = notFound("merchant", n.MerchantID)
@@ -87,7 +94,7 @@ func (d *Dispatcher) admit(s *submission) {
 	}
 	n.AcceptedAt, n.Origin = now, "submit"
 	n.State, n.Reason, n.Generation, n.UpdatedAt = notification.StateAccepted, notification.ReasonQueued, 1, now
-	n.Route = d.router.Route(n, s.m, now)
+	n.Route = d.router.Load().Route(n, s.m, now)
 }
 
 // reserve takes the ids, all in one write, and answers those that were there before (P4).
@@ -113,7 +120,7 @@ func (d *Dispatcher) reserve(ctx context.Context, subs []*submission) {
 	reserved, err := d.ledger.Reserve(ctx, rs)
 	if err != nil {
 		for _, s := range taken {
-			s.err = d.unavailable("reserve id", err)
+			s.reserved, s.err = ReservingFailed, d.unavailable("reserve id", err)
 		}
 		return
 	}
@@ -121,10 +128,11 @@ func (d *Dispatcher) reserve(ctx context.Context, subs []*submission) {
 	for i, s := range taken {
 		switch {
 		case reserved[i].Fresh:
+			s.reserved = ReservingFresh
 		case reserved[i].Digest != s.n.Digest:
-			s.err = alreadyExists(s.n.ID)
+			s.reserved, s.err = ReservingConflict, alreadyExists(s.n.ID)
 		default:
-			s.duplicate = true
+			s.reserved, s.duplicate = ReservingDuplicate, true
 			s.n.AcceptedAt = reserved[i].AcceptedAt
 			known = append(known, s)
 		}
@@ -169,7 +177,7 @@ func (d *Dispatcher) recognise(ctx context.Context, known []*submission) {
 
 // enter makes one notification durable in its lane. done is called when it is answered.
 func (d *Dispatcher) enter(ctx context.Context, s *submission, done func()) {
-	w := notification.Work{Notification: s.n, Trigger: notification.TriggerAuto, SecondCopy: s.duplicate}
+	w := notification.Work{Notification: s.n, Trigger: notification.TriggerAuto, SecondCopy: s.duplicate, Trace: traceparent(ctx)}
 	isSync := s.n.Route.Lane == notification.LaneSync && s.allowSync
 	switch {
 	case s.n.NotBefore.After(d.now()):

@@ -19,7 +19,7 @@ type Config struct {
 	TotalTimeout     time.Duration `yaml:"total_timeout"` // soft: the answer may still come within Grace
 	Grace            time.Duration `yaml:"grace"`
 
-	MaxResponse        int           `yaml:"max_response"` // bytes of an answer's body that are read and kept
+	MaxResponse        int           `yaml:"max_response_bytes"` // bytes of an answer's body that are read and kept
 	MaxIdleConnections int           `yaml:"max_idle_connections"`
 	MaxIdlePerMerchant int           `yaml:"max_idle_per_merchant"`
 	IdleTimeout        time.Duration `yaml:"idle_timeout"` // just below the 60 s that many load balancers have
@@ -64,7 +64,7 @@ func (c Config) Validate() error {
 	duration("total_timeout", c.TotalTimeout, time.Millisecond, longest)
 	duration("grace", c.Grace, 0, longest)
 	duration("idle_timeout", c.IdleTimeout, time.Millisecond, longest)
-	number("max_response", c.MaxResponse, 1, 1<<20)
+	number("max_response_bytes", c.MaxResponse, 1, 1<<20)
 	number("max_idle_connections", c.MaxIdleConnections, 1, 1<<20)
 	number("max_idle_per_merchant", c.MaxIdlePerMerchant, 1, 1<<16)
 	for _, network := range c.AllowedNetworks {

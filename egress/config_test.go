@@ -15,7 +15,7 @@ func TestConfigValidate(t *testing.T) {
 	}
 	bad := Config{AllowedNetworks: []netip.Prefix{{}}, TotalTimeout: time.Hour}
 	err := bad.Validate()
-	for _, name := range []string{"connect_timeout", "tls_timeout", "total_timeout", "idle_timeout", "max_response", "max_idle_connections", "max_idle_per_merchant", "allowed_networks"} {
+	for _, name := range []string{"connect_timeout", "tls_timeout", "total_timeout", "idle_timeout", "max_response_bytes", "max_idle_connections", "max_idle_per_merchant", "allowed_networks"} {
 		if err == nil || !strings.Contains(err.Error(), "egress."+name) {
 			t.Errorf("%s is not named: %v", name, err)
 		}

@@ -67,14 +67,18 @@ func (c *Client) headers(call Call, at time.Time) ([]notification.Header, error)
 		return nil, encodeError("the merchant has no usable signing secret")
 	}
 	id, timestamp := work.ID.String(), strconv.FormatInt(at.Unix(), 10)
-	return []notification.Header{
+	headers := []notification.Header{
 		{Name: "Content-Type", Value: contentType},
 		{Name: "User-Agent", Value: userAgent},
 		{Name: HeaderID, Value: id},
 		{Name: HeaderTimestamp, Value: timestamp},
 		{Name: HeaderSignature, Value: secret.sign(id, timestamp, work.Body)}, // P5: these bytes are sent and kept
 		{Name: HeaderAttempt, Value: strconv.Itoa(call.Number)},
-	}, nil
+	}
+	if work.Trace != "" {
+		headers = append(headers, notification.Header{Name: "Traceparent", Value: work.Trace})
+	}
+	return headers, nil
 }
 
 func isStandard(contract merchant.Contract) bool {

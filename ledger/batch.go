@@ -21,6 +21,7 @@ func (w *writers) write(ctx context.Context, batch []*pending) {
 	for len(batch) > 0 {
 		err := w.l.store(ctx, batch, careful)
 		if err == nil {
+			w.counts.stored(len(batch))
 			for _, p := range batch {
 				w.finish(p, nil)
 			}
@@ -45,6 +46,7 @@ func (w *writers) write(ctx context.Context, batch []*pending) {
 			return
 		case faultCollision, faultPassing:
 		}
+		w.counts.failures.Add(1)
 		w.l.log.Warn("a batch waits: postgres does not take it", zap.Int("records", len(batch)), zap.Error(err))
 		if !backoff.wait(ctx) {
 			w.fail(batch, err)

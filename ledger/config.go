@@ -18,6 +18,8 @@ const (
 	DefaultWindow     = 10 * time.Minute
 	DefaultDrain      = 10 * time.Second
 	DefaultQueueBytes = 64 << 20
+	// DefaultSearchTimeout is ten times what a search over ten million notifications is meant to take.
+	DefaultSearchTimeout = 3 * time.Second
 )
 
 // Config is what a Postgres ledger needs to know. Zero values have the defaults above.
@@ -34,6 +36,10 @@ type Config struct {
 	Drain time.Duration
 	// QueueBytes bounds the memory of submitted records; Record blocks above it.
 	QueueBytes int64
+	// LeaveUpkeep leaves old days and the partitions of coming ones to other nodes; writers make what they miss.
+	LeaveUpkeep bool
+	// SearchTimeout ends a statement of List or Batch that finds too little among too much: ErrTooLong.
+	SearchTimeout time.Duration
 	// LateStart lets Open succeed while Postgres cannot be reached: Run migrates as soon as it can.
 	LateStart bool
 
@@ -71,6 +77,9 @@ func (c Config) Validate() error {
 	if c.QueueBytes < 1<<20 {
 		wrong("queue_bytes is %d, want at least 1 MiB", c.QueueBytes)
 	}
+	if c.SearchTimeout < time.Millisecond {
+		wrong("search_timeout is %s, want at least 1ms", c.SearchTimeout)
+	}
 	if !c.Keys.usable() {
 		wrong("keys are missing: merchants' secrets could not be encrypted")
 	}
@@ -89,6 +98,7 @@ func (c Config) withDefaults() Config {
 	c.Window = or(c.Window, DefaultWindow)
 	c.Drain = or(c.Drain, DefaultDrain)
 	c.QueueBytes = or(c.QueueBytes, DefaultQueueBytes)
+	c.SearchTimeout = or(c.SearchTimeout, DefaultSearchTimeout)
 	if c.Log == nil {
 		c.Log = zap.NewNop()
 	}

@@ -14,8 +14,10 @@ var (
 	ErrReservedOnly = errors.New("accepted, but no row yet")
 	ErrFinal        = errors.New("already final")
 	ErrInFlight     = errors.New("an attempt is in flight")
-	// ErrConflict says that a merchant's settings are not the version that was to be replaced.
+	// ErrConflict says that the settings are not the version that was to be replaced.
 	ErrConflict = errors.New("the settings have changed meanwhile")
+	// ErrTooLong says that a search was ended because it read for longer than it may.
+	ErrTooLong = errors.New("the search took too long")
 	// ErrClosed says that the ledger has ended before the record was written. It may still have been.
 	ErrClosed = errors.New("ledger is closed")
 )

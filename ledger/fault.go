@@ -20,14 +20,17 @@ const (
 
 // SQLSTATEs that are told apart; see errcodes in Postgres' manual.
 const (
-	codeUniqueViolation = "23505"
-	codeCheckViolation  = "23514" // this schema has no check but the partitions' bounds
-	codeUndefinedTable  = "42P01"
-	codeSerialization   = "40001"
-	codeDeadlock        = "40P01"
-	classData           = "22"
-	classIntegrity      = "23"
-	classLimit          = "54" // for example a text too long for an index
+	codeUniqueViolation    = "23505"
+	codeCheckViolation     = "23514" // this schema has no check but the partitions' bounds
+	codeUndefinedTable     = "42P01"
+	codeSerialization      = "40001"
+	codeDeadlock           = "40P01"
+	codeCannotConnectNow   = "57P03"
+	codeTooManyConnections = "53300"
+	codeCanceled           = "57014" // by the statement timeout, or by somebody
+	classData              = "22"
+	classIntegrity         = "23"
+	classLimit             = "54" // for example a text too long for an index
 )
 
 func classify(err error) fault {
@@ -49,7 +52,20 @@ func classify(err error) fault {
 	}
 }
 
-func isUndefinedTable(err error) bool {
+// Away reports whether an error of Open says that Postgres cannot be reached or is just starting: worth another try, as a
+// wrong password is not.
+func Away(err error) bool {
+	var connect *pgconn.ConnectError
+	if !errors.As(err, &connect) {
+		return false
+	}
 	var pg *pgconn.PgError
-	return errors.As(err, &pg) && pg.Code == codeUndefinedTable
+	return !errors.As(err, &pg) || pg.Code == codeCannotConnectNow || pg.Code == codeTooManyConnections
+}
+
+func isUndefinedTable(err error) bool { return hasCode(err, codeUndefinedTable) }
+
+func hasCode(err error, code string) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == code
 }

@@ -3,8 +3,10 @@ package ledger
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -15,21 +17,39 @@ import (
 const MaxPage = 1000
 
 // List is one page, newest first, and where the next one starts; a zero cursor after the last page. Pages are stable:
-// what is accepted meanwhile does not shift them.
+// what is accepted meanwhile does not shift them. ErrTooLong when the filter finds too little among too much.
 func (l *Postgres) List(ctx context.Context, f Filter, pageSize int, after Cursor) ([]*notification.Notification, Cursor, error) {
 	pageSize = clampPage(pageSize)
-	sql, args := listQuery(f, pageSize+1, after)
-	// Planned with the values in hand: a plan for any value would have to leave out the partial indexes.
-	rows, err := l.pool.Query(ctx, sql, append([]any{pgx.QueryExecModeCacheDescribe}, args...)...)
-	if err != nil {
-		return nil, Cursor{}, fmt.Errorf("list notifications: %w", err)
-	}
-	page, err := collectNotifications(rows)
+	var page []*notification.Notification
+	err := l.search(ctx, func(tx pgx.Tx) error {
+		named, err := namedBy(ctx, tx, f)
+		if err != nil || named != nil && len(named.ids) == 0 {
+			return err
+		}
+		sql, args := listQuery(f, named, pageSize+1, after)
+		// Planned with the values in hand: a plan for any value would have to leave out the partial indexes.
+		rows, err := tx.Query(ctx, sql, append([]any{pgx.QueryExecModeCacheDescribe}, args...)...)
+		if err != nil {
+			return err
+		}
+		page, err = collectNotifications(rows)
+		return err
+	})
 	if err != nil {
 		return nil, Cursor{}, fmt.Errorf("list notifications: %w", err)
 	}
 	page, next := cutPage(page, pageSize)
 	return page, next, nil
+}
+
+// search reads in a transaction whose statements are ended when they take too long.
+func (l *Postgres) search(ctx context.Context, read func(pgx.Tx) error) error {
+	begin := fmt.Sprintf("begin read only; set local statement_timeout = %d", l.cfg.SearchTimeout.Milliseconds())
+	err := pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{BeginQuery: begin}, read)
+	if hasCode(err, codeCanceled) && ctx.Err() == nil {
+		return fmt.Errorf("%w: a statement was ended after %s", ErrTooLong, l.cfg.SearchTimeout)
+	}
+	return err
 }
 
 func clampPage(size int) int { return min(max(size, 1), MaxPage) }
@@ -44,46 +64,127 @@ func cutPage(page []*notification.Notification, size int) ([]*notification.Notif
 	return page, Cursor{last.AcceptedAt, last.ID}
 }
 
-// listQuery builds the statement; each value is a parameter, but states are numbers in the text: they must be seen
-// to fit the partial index of the undelivered.
-func listQuery(f Filter, limit int, after Cursor) (string, []any) {
-	var where []string
-	var args []any
-	arg := func(value any) string {
-		args = append(args, value)
-		return "$" + strconv.Itoa(len(args))
+// keys are where rows stand.
+type keys struct {
+	accepted []time.Time
+	ids      [][16]byte
+}
+
+// namedBy are the rows that a filter names by id or request id, as far as they are reserved; nil when it names none. A
+// request id makes one id with each source that there is: no index on it is needed.
+func namedBy(ctx context.Context, q querier, f Filter) (*keys, error) {
+	var ids [][16]byte
+	switch {
+	case !f.ID.IsZero():
+		ids = [][16]byte{f.ID}
+	case f.RequestID != "":
+		sources, err := sourcesOf(ctx, q, f)
+		if err != nil {
+			return nil, err
+		}
+		ids = idsOf(sources, func(source string) notification.ID {
+			return (&notification.Notification{Source: source, RequestID: f.RequestID}).DeriveID()
+		})
+	default:
+		return nil, nil
 	}
-	equal := func(column, value string) {
-		if value != "" {
-			where = append(where, "n."+column+" = "+arg(value))
+	named := &keys{}
+	err := readReservations(ctx, q, ids, func(r Reservation) {
+		named.accepted, named.ids = append(named.accepted, r.AcceptedAt), append(named.ids, r.ID)
+	})
+	return named, err
+}
+
+// sourcesStatement steps from one source to the next in the index: what it costs depends on how many sources there are,
+// not on how many rows. It reads rows and not the settings, since a row may have a source that has none.
+const sourcesStatement = `with recursive found(source) as (
+		(select source from notifications order by source limit 1)
+		union all
+		select (select n.source from notifications n where n.source > found.source order by n.source limit 1)
+		from found where found.source is not null)
+	select source from found where source is not null`
+
+func sourcesOf(ctx context.Context, q querier, f Filter) ([]string, error) {
+	if f.Source != "" {
+		return []string{f.Source}, nil
+	}
+	rows, err := q.Query(ctx, sourcesStatement)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// conditions are a statement's where clause in the making.
+type conditions struct {
+	where []string
+	args  []any
+}
+
+// arg is the name of a parameter.
+func (c *conditions) arg(value any) string {
+	c.args = append(c.args, value)
+	return "$" + strconv.Itoa(len(c.args))
+}
+
+func (c *conditions) add(condition string) { c.where = append(c.where, condition) }
+
+// equal adds nothing for an empty value.
+func (c *conditions) equal(column, value string) {
+	if value != "" {
+		c.add("n." + column + " = " + c.arg(value))
+	}
+}
+
+// states are numbers in the text: they must be seen to fit the partial indexes. They are a span and what is not in it: an
+// index that has the state behind the time of acceptance keeps its order for a span, and not for a list.
+func (c *conditions) states(states []notification.State) {
+	if len(states) == 0 {
+		return
+	}
+	first, last := slices.Min(states), slices.Max(states)
+	c.add(fmt.Sprintf("n.state between %d and %d", first, last))
+	for s := first; s < last; s++ {
+		if !slices.Contains(states, s) {
+			c.add(fmt.Sprintf("n.state <> %d", s))
 		}
 	}
-	equal("merchant_id", f.MerchantID)
-	equal("order_id", f.OrderID)
-	equal("scene", f.Scene)
-	equal("batch_id", f.BatchID)
-	equal("source", f.Source)
-	equal("reason", string(f.Reason))
-	if len(f.States) > 0 {
-		var states []string
-		for _, s := range f.States {
-			states = append(states, strconv.Itoa(int(s)))
-		}
-		where = append(where, "n.state in ("+strings.Join(states, ", ")+")")
+}
+
+// listQuery builds the statement; each value but states is a parameter.
+func listQuery(f Filter, named *keys, limit int, after Cursor) (string, []any) {
+	from := "notifications n"
+	c := &conditions{}
+	if named != nil {
+		from = fmt.Sprintf("unnest(%s::timestamptz[], %s::uuid[]) as k(accepted_at, id) join notifications n on n.accepted_at = k.accepted_at and n.id = k.id",
+			c.arg(named.accepted), c.arg(named.ids))
 	}
+	for _, column := range []struct{ name, value string }{
+		{"request_id", f.RequestID},
+		{"merchant_id", f.MerchantID},
+		{"order_id", f.OrderID},
+		{"scene", f.Scene},
+		{"batch_id", f.BatchID},
+		{"source", f.Source},
+		{"reason", string(f.Reason)},
+	} {
+		c.equal(column.name, column.value)
+	}
+	c.states(f.States)
 	if !f.From.IsZero() {
-		where = append(where, "n.accepted_at >= "+arg(f.From))
+		c.add("n.accepted_at >= " + c.arg(f.From))
 	}
 	if !f.To.IsZero() {
-		where = append(where, "n.accepted_at < "+arg(f.To))
+		c.add("n.accepted_at < " + c.arg(f.To))
 	}
 	if !after.IsZero() {
-		at, id := arg(after.AcceptedAt), arg([16]byte(after.ID))
-		where = append(where, "(n.accepted_at, n.id) < ("+at+", "+id+")", "n.accepted_at <= "+at) // the second lets whole days be left out
+		at, id := c.arg(after.AcceptedAt), c.arg([16]byte(after.ID))
+		c.add("(n.accepted_at, n.id) < (" + at + ", " + id + ")")
+		c.add("n.accepted_at <= " + at) // lets whole days be left out
 	}
-	sql := `select ` + readNotification + ` from notifications n`
-	if len(where) > 0 {
-		sql += ` where ` + strings.Join(where, " and ")
+	sql := `select ` + readNotification + ` from ` + from
+	if len(c.where) > 0 {
+		sql += ` where ` + strings.Join(c.where, " and ")
 	}
-	return sql + ` order by n.accepted_at desc, n.id desc limit ` + strconv.Itoa(limit), args
+	return sql + ` order by n.accepted_at desc, n.id desc limit ` + strconv.Itoa(limit), c.args
 }

@@ -10,6 +10,7 @@ import (
 
 	"notifyd/merchant"
 	"notifyd/notification"
+	"notifyd/source"
 )
 
 // Memory is the ledger for tests: the same rules as Postgres, held to the same conformance suite, gone with the process.
@@ -18,14 +19,16 @@ type Memory struct {
 	window time.Duration
 	told   sync.WaitGroup // callbacks on their way
 
+	merchants *memorySettings[merchant.Merchant]
+	sources   *memorySettings[source.Source]
+	alarms    memoryAlarms
+
 	mu           sync.Mutex
 	closed       bool
 	reservations map[notification.ID]Reservation
 	answered     map[notification.ID]bool
 	quarantine   []Quarantined
 	rows         map[notification.ID]*memoryRow
-	merchants    map[string]*merchant.Merchant
-	version      int64 // of the last change of a merchant
 }
 
 // memoryRow is a row of notifications and its attempts. Its notification is replaced, never changed: readers keep theirs.
@@ -44,7 +47,8 @@ func NewMemory(cfg Config) *Memory {
 		reservations: map[notification.ID]Reservation{},
 		answered:     map[notification.ID]bool{},
 		rows:         map[notification.ID]*memoryRow{},
-		merchants:    map[string]*merchant.Merchant{},
+		merchants:    newMemorySettings("merchant", cfg.Now, merchantFields),
+		sources:      newMemorySettings("source", cfg.Now, sourceFields),
 	}
 }
 

@@ -76,6 +76,7 @@ func placeOf(n *notification.Notification) Cursor { return Cursor{n.AcceptedAt, 
 
 func (f Filter) matches(n *notification.Notification) bool {
 	for _, want := range [][2]string{
+		{f.RequestID, n.RequestID},
 		{f.MerchantID, n.MerchantID},
 		{f.OrderID, n.OrderID},
 		{f.Scene, n.Scene},
@@ -87,7 +88,7 @@ func (f Filter) matches(n *notification.Notification) bool {
 			return false
 		}
 	}
-	return (len(f.States) == 0 || slices.Contains(f.States, n.State)) &&
+	return (f.ID.IsZero() || f.ID == n.ID) && (len(f.States) == 0 || slices.Contains(f.States, n.State)) &&
 		(f.From.IsZero() || !n.AcceptedAt.Before(f.From)) && (f.To.IsZero() || n.AcceptedAt.Before(f.To))
 }
 

@@ -25,6 +25,8 @@ const (
 const (
 	lockPartitions = 7_017_001
 	lockMerchants  = 7_017_002
+	lockSources    = 7_017_003
+	lockIndexes    = 7_017_004
 )
 
 // dayOf is the UTC day that a partition is for.

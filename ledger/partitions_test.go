@@ -2,6 +2,7 @@ package ledger_test
 
 import (
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -92,6 +93,83 @@ func TestPartitionsComeAndGo(t *testing.T) {
 	check(map[int]bool{20: true})
 }
 
+// A resend that is under way when its day is dropped keeps the day, with its attempts and reservations.
+func TestResendKeepsItsDay(t *testing.T) {
+	url := shared.database(t)
+	long := ledgertest.Start.AddDate(0, 0, -20)
+	l := openLedger(t, ledger.Config{URL: url, Retention: 10 * 24 * time.Hour, Now: func() time.Time { return long }})
+	n := ledgertest.Plain(1, long)
+	n.Settle(notification.StateDead, notification.ReasonGone, notification.SettledByMerchant, long)
+	reserve(t, l, []*notification.Notification{n})
+	mustRecord(t, l, []ledger.Record{{Notification: n, New: true, Attempts: []notification.Attempt{ledgertest.BareAttempt(n, 1)}}})
+
+	admin := connect(t, url)
+	resend, err := admin.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As Resend does, but held before its commit: what is dropped looks finished until then.
+	if _, err := resend.Exec(t.Context(), `update notifications set state = 2, generation = generation + 1 where accepted_at = $1`, n.AcceptedAt); err != nil {
+		t.Fatal(err)
+	}
+	dropped := make(chan error, 1)
+	go func() { dropped <- l.MaintainPartitions(t.Context(), ledgertest.Start) }()
+	watch := connect(t, url)
+	for waiting := false; !waiting; {
+		err := watch.QueryRow(t.Context(), `select exists (select from pg_locks where not granted and mode = 'AccessExclusiveLock'
+			and database = (select oid from pg_database where datname = current_database()))`).Scan(&waiting)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := resend.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// The lock may have been given up by now on a slow machine: then the next hour's try sees the resend.
+	if err := <-dropped; err != nil && !strings.Contains(err.Error(), "lock timeout") {
+		t.Fatal(err)
+	}
+	if err := l.MaintainPartitions(t.Context(), ledgertest.Start); err != nil {
+		t.Fatal(err)
+	}
+	if found, attempts, err := l.Find(t.Context(), n.ID); err != nil || len(attempts) != 1 || found.State != notification.StateRetrying {
+		t.Fatalf("%d attempts, %v", len(attempts), err)
+	}
+}
+
+// A resend that comes while its day is being dropped waits, and is then told that there is nothing left to resend.
+func TestResendAfterTheDrop(t *testing.T) {
+	url := shared.database(t)
+	l := openLedger(t, ledger.Config{URL: url})
+	n := ledgertest.Delivered(ledgertest.Plain(1, ledgertest.Start), ledgertest.Start)
+	reserve(t, l, []*notification.Notification{n})
+	mustRecord(t, l, []ledger.Record{{Notification: n, New: true}})
+	drop, err := connect(t, url).Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	day := "notifications_p" + n.AcceptedAt.Format("20060102")
+	if _, err := drop.Exec(t.Context(), `lock table only notifications, only attempts, only `+day+` in access exclusive mode; drop table `+day, pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Fatal(err)
+	}
+	resent := make(chan error, 1)
+	go func() {
+		_, err := l.Resend(t.Context(), n.ID, "alice", ledgertest.Start)
+		resent <- err
+	}()
+	select {
+	case err := <-resent:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	if err := drop.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-resent; !errors.Is(err, ledger.ErrReservedOnly) {
+		t.Fatalf("resend of a dropped one: %v", err)
+	}
+}
+
 // Nodes that start at once: each of them ends up with a working ledger.
 func TestNodesMigrateAtOnce(t *testing.T) {
 	url := shared.database(t)
@@ -114,10 +192,8 @@ func TestNodesMigrateAtOnce(t *testing.T) {
 		})
 	}
 	nodes.Wait()
-	var versions int
-	err := connect(t, url).QueryRow(t.Context(), `select count(*) from goose_db_version where version_id > 0`).Scan(&versions)
-	if err != nil || versions != 1 {
-		t.Fatalf("migrated %d times, %v", versions, err)
+	if twice := count(t, connect(t, url), `select count(*) - count(distinct version_id) from goose_db_version`); twice != 0 {
+		t.Fatalf("%d migrations were made more than once", twice)
 	}
 }
 

@@ -12,7 +12,9 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"notifyd/merchant"
 	"notifyd/notification"
+	"notifyd/source"
 )
 
 const maintenanceEvery = time.Hour
@@ -24,6 +26,8 @@ type Postgres struct {
 	now  func() time.Time
 	pool *pgxpool.Pool
 
+	merchants    settingsTable[merchant.Merchant]
+	sources      settingsTable[source.Source]
 	reservations *asks[Reservation, Reserved]
 	claims       *asks[Claim, claimAnswer]
 	writers      *writers
@@ -60,6 +64,8 @@ func Open(ctx context.Context, cfg Config) (*Postgres, error) {
 	l.reservations = newAsks(cfg.BatchRows, l.reserve)
 	l.claims = newAsks(cfg.BatchRows, l.claim)
 	l.writers = newWriters(l)
+	l.merchants = settingsTable[merchant.Merchant]{l, "merchant", lockMerchants, merchantFields}
+	l.sources = settingsTable[source.Source]{l, "source", lockSources, sourceFields}
 	if err := l.prepare(ctx); err != nil {
 		if cfg.LateStart && classify(err) == faultPassing {
 			l.log.Warn("postgres is away; starting without it", zap.Error(err))
@@ -74,6 +80,9 @@ func Open(ctx context.Context, cfg Config) (*Postgres, error) {
 // prepare makes the schema and the partitions that writers need.
 func (l *Postgres) prepare(ctx context.Context) error {
 	if err := l.migrate(ctx); err != nil {
+		return err
+	}
+	if err := l.checkMasterKey(ctx); err != nil {
 		return err
 	}
 	today := dayOf(l.now())
@@ -95,17 +104,22 @@ func (l *Postgres) Run(ctx context.Context) error {
 	}
 	var group errgroup.Group
 	group.Go(func() error { return l.writers.run(ctx) })
-	group.Go(func() error { l.maintain(ctx); return nil })
+	if !l.cfg.LeaveUpkeep {
+		group.Go(func() error { l.maintain(ctx); return nil })
+	}
 	return group.Wait()
 }
 
-// maintain keeps the partitions until ctx ends. Writers make what they miss, so a failure can wait an hour.
+// maintain keeps the partitions and their indexes until ctx ends. Writers make what they miss, so a failure can wait an hour.
 func (l *Postgres) maintain(ctx context.Context) {
 	ticker := time.NewTicker(maintenanceEvery)
 	defer ticker.Stop()
 	for {
 		if err := l.MaintainPartitions(ctx, l.now()); err != nil && ctx.Err() == nil {
 			l.log.Error("partitions could not be maintained", zap.Error(err))
+		}
+		if err := l.BuildIndexes(ctx); err != nil && ctx.Err() == nil {
+			l.log.Error("indexes could not be built; searches are slower meanwhile", zap.Error(err))
 		}
 		select {
 		case <-ticker.C:

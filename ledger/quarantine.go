@@ -28,6 +28,7 @@ func (w *writers) quarantine(ctx context.Context, p *pending, cause error) {
 	for {
 		err := w.l.addQuarantined(ctx, p, cause)
 		if err == nil {
+			w.counts.quarantined.Add(1)
 			w.l.log.Error("a record is in quarantine", zap.Stringer("id", p.Notification.ID), zap.Error(cause))
 			w.finish(p, &QuarantinedError{p.Notification.ID, cause})
 			return

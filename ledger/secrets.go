@@ -80,6 +80,18 @@ func LoadMasterKey(path string, create bool) ([]byte, error) {
 	return readMasterKey(path)
 }
 
+// CreateMasterKey writes a new keyset to a file that does not exist yet.
+func CreateMasterKey(path string) error {
+	key, err := GenerateMasterKey()
+	if err != nil {
+		return err
+	}
+	if err := writeOnce(path, key); err != nil {
+		return fmt.Errorf("create master key: %w", err)
+	}
+	return nil
+}
+
 func readMasterKey(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err != nil {

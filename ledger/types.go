@@ -1,11 +1,6 @@
 package ledger
 
 import (
-	"bytes"
-	"cmp"
-	"encoding/base64"
-	"encoding/binary"
-	"errors"
 	"time"
 
 	"notifyd/notification"
@@ -66,6 +61,9 @@ const (
 
 // Filter narrows a list; zero values do not.
 type Filter struct {
+	ID        notification.ID
+	RequestID string // of any source, unless Source is given
+
 	MerchantID, OrderID, Scene, BatchID, Source string
 
 	States   []notification.State
@@ -82,40 +80,6 @@ type Cursor struct {
 
 // IsZero reports whether it is the start or the end.
 func (c Cursor) IsZero() bool { return c.AcceptedAt.IsZero() }
-
-// String is a page token; empty for the zero value.
-func (c Cursor) String() string {
-	if c.IsZero() {
-		return ""
-	}
-	raw := binary.BigEndian.AppendUint64(nil, uint64(c.AcceptedAt.UnixMicro()))
-	return base64.RawURLEncoding.EncodeToString(append(raw, c.ID[:]...))
-}
-
-// ErrBadCursor is returned for a text that no Cursor has.
-var ErrBadCursor = errors.New("parse page token: not one of ours")
-
-// ParseCursor reads a page token.
-func ParseCursor(token string) (Cursor, error) {
-	if token == "" {
-		return Cursor{}, nil
-	}
-	raw, err := base64.RawURLEncoding.DecodeString(token)
-	if err != nil || len(raw) != 8+len(notification.ID{}) {
-		return Cursor{}, ErrBadCursor
-	}
-	micros := int64(binary.BigEndian.Uint64(raw)) //nolint:gosec // every bit pattern is wanted
-	c := Cursor{AcceptedAt: time.UnixMicro(micros).UTC(), ID: notification.ID(raw[8:])}
-	if c.AcceptedAt.Year() < minYear || c.AcceptedAt.Year() > maxYear {
-		return Cursor{}, ErrBadCursor
-	}
-	return c, nil
-}
-
-// before orders by (accepted at, id).
-func (c Cursor) before(other Cursor) bool {
-	return cmp.Or(c.AcceptedAt.Compare(other.AcceptedAt), bytes.Compare(c.ID[:], other.ID[:])) < 0
-}
 
 // ProofCursor is a place among the reservations.
 type ProofCursor = Cursor

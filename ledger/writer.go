@@ -25,6 +25,9 @@ type writers struct {
 	room    *semaphore.Weighted // bytes that may be queued
 	started atomic.Bool
 
+	counts writerCounts
+	behind []atomic.Int64 // by lane: when the oldest record of the batch in hand was submitted, Unix nanoseconds; 0: none
+
 	gate   sync.RWMutex  // held for reading while a record is handed over
 	shut   chan struct{} // closed first, then the lanes under gate
 	closed bool
@@ -35,6 +38,7 @@ type pending struct {
 	Record
 	recorded   func(error)
 	size       int64
+	submitted  time.Time
 	acceptedAt time.Time // under which it is stored; a reservation that was there first decides
 }
 
@@ -43,6 +47,7 @@ func newWriters(l *Postgres) *writers {
 	for range l.cfg.Writers {
 		w.lanes = append(w.lanes, make(chan *pending, 2*l.cfg.BatchRows))
 	}
+	w.behind = make([]atomic.Int64, len(w.lanes))
 	return w
 }
 
@@ -69,8 +74,10 @@ func (w *writers) submit(ctx context.Context, p *pending) {
 		return
 	}
 	p.acceptedAt = microseconds(p.Notification.AcceptedAt)
-	p.size = min(sizeOf(p.Record), w.l.cfg.QueueBytes)
+	p.size, p.submitted = min(sizeOf(p.Record), w.l.cfg.QueueBytes), time.Now()
+	w.counts.enter(p.size)
 	if err := w.enqueue(ctx, p); err != nil {
+		w.counts.leave(p.size)
 		p.recorded(err)
 	}
 }
@@ -101,6 +108,7 @@ func (w *writers) enqueue(ctx context.Context, p *pending) error {
 // finish tells how a record ended and gives its room back.
 func (w *writers) finish(p *pending, err error) {
 	w.room.Release(p.size)
+	w.counts.leave(p.size)
 	p.recorded(err)
 }
 
@@ -112,10 +120,12 @@ func (w *writers) run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var writing sync.WaitGroup
-	for _, lane := range w.lanes {
+	for i, lane := range w.lanes {
 		writing.Go(func() {
 			for batch := w.next(lane); batch != nil; batch = w.next(lane) {
+				w.behind[i].Store(batch[0].submitted.UnixNano()) // whatever waits behind it is younger
 				w.write(work, batch)
+				w.behind[i].Store(0)
 			}
 		})
 	}

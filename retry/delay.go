@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -23,7 +24,7 @@ type Config struct {
 	// Grace is how long something may be overdue before the sweep puts it back on its way.
 	Grace time.Duration `yaml:"grace"`
 	// Replicas of each stream.
-	Replicas int `yaml:"replicas"`
+	Replicas int `yaml:"-"`
 	// PublishTimeout bounds one publish.
 	PublishTimeout time.Duration `yaml:"publish_timeout"`
 }
@@ -59,6 +60,19 @@ type Delay struct {
 	js      jetstream.JetStream
 	streams [envelope.RetryStreams]jetstream.Stream
 	publish [envelope.RetryStreams]*groupcommit.Batcher[*nats.Msg]
+
+	published, failures atomic.Uint64
+}
+
+// DelayStats count since the start.
+type DelayStats struct {
+	Published uint64 // schedules, and works that were due at once
+	Failures  uint64 // of them not known to be stored
+}
+
+// Stats is a snapshot.
+func (d *Delay) Stats() DelayStats {
+	return DelayStats{Published: d.published.Load(), Failures: d.failures.Load()}
 }
 
 // NewDelay makes the retry streams where they are missing.
@@ -166,7 +180,10 @@ func (d *Delay) publishAll(ctx context.Context, msgs []*nats.Msg) []error {
 			errs[i], expired = awaitAck(ctx, f, timer.C, expired)
 		}
 		if errs[i] != nil {
+			d.failures.Add(1)
 			errs[i] = fmt.Errorf("publish to %s: %w", msgs[i].Subject, errs[i])
+		} else {
+			d.published.Add(1)
 		}
 	}
 	return errs

@@ -2,6 +2,7 @@ package retry
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -23,6 +24,20 @@ type Sweep struct {
 	index DueIndex
 	delay *Delay
 	log   *zap.Logger
+
+	fed, rescued, failures atomic.Uint64
+}
+
+// SweepStats count since the start.
+type SweepStats struct {
+	Fed      uint64 // notifications that entered the window as planned
+	Rescued  uint64 // notifications that were overdue and forgotten, and are on their way again
+	Failures uint64 // sweeps that broke off
+}
+
+// Stats is a snapshot.
+func (s *Sweep) Stats() SweepStats {
+	return SweepStats{Fed: s.fed.Load(), Rescued: s.rescued.Load(), Failures: s.failures.Load()}
 }
 
 // NewSweep returns a sweep.
@@ -43,6 +58,7 @@ func (s *Sweep) Run(ctx context.Context) error {
 			return nil
 		case now := <-tick.C:
 			if err := s.Once(ctx, now.UTC()); err != nil && ctx.Err() == nil {
+				s.failures.Add(1)
 				s.log.Warn("sweep failed; the next one tries again", zap.Error(err))
 			}
 		}
@@ -60,6 +76,7 @@ func (s *Sweep) Once(ctx context.Context, now time.Time) error {
 		if err := s.schedule(ctx, fed, notification.TriggerAuto); err != nil {
 			return err // what was fed and not scheduled is overdue by and by, and is rescued
 		}
+		s.fed.Add(uint64(len(fed)))
 		if len(fed) < sweepBatch {
 			break
 		}
@@ -76,6 +93,7 @@ func (s *Sweep) Once(ctx context.Context, now time.Time) error {
 			if err := s.delay.Now(ctx, notification.Work{Notification: n, Trigger: notification.TriggerSweep}); err != nil {
 				return err
 			}
+			s.rescued.Add(1)
 		}
 		if len(rescued) < sweepBatch {
 			return nil

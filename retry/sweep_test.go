@@ -88,6 +88,12 @@ func TestSweepRescues(t *testing.T) {
 	if len(got) != 1 || got[0].ID != lost.ID || got[0].Generation != 2 || got[0].Attempts != 1 || got[0].Trigger != notification.TriggerSweep {
 		t.Fatalf("fired %+v", got)
 	}
+	if s := sweep.Stats(); s.Rescued != 1 || s.Failures != 0 {
+		t.Errorf("stats: %+v", s)
+	}
+	if s := d.Stats(); s.Published == 0 || s.Failures != 0 {
+		t.Errorf("stats of the delay: %+v", s)
+	}
 	old := ledger.Claim{ID: lost.ID, Generation: 1, Attempts: 1, Until: clock().Add(time.Minute)}
 	if v, _, err := m.Claim(t.Context(), old); v != ledger.ClaimStale || err != nil {
 		t.Errorf("the old due item is granted: %d, %v", v, err)

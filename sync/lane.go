@@ -117,6 +117,19 @@ func (p *Place) Release() {
 	})
 }
 
+// Stats is how full the lane is.
+type Stats struct {
+	Waiting int // callers
+	Limit   int // as many may wait
+}
+
+// Stats is a snapshot.
+func (l *Lane) Stats() Stats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return Stats{Waiting: l.total, Limit: l.cfg.Total}
+}
+
 // Wait returns when no attempt of this lane is running, or with an error when ctx ends first.
 func (l *Lane) Wait(ctx context.Context) error {
 	done := make(chan struct{})

@@ -2,20 +2,16 @@ package main
 
 import (
 	"context"
-	"errors"
+	"crypto/tls"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
-	"net/url"
 	"strings"
 	"time"
 	"unicode"
 
 	"connectrpc.com/connect"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 
-	notifydv1 "notifyd/proto/notifyd/v1"
+	"notifyd/client"
 	"notifyd/proto/notifyd/v1/notifydv1connect"
 )
 
@@ -55,114 +51,123 @@ type streams struct {
 	ErrIsTerminal bool
 }
 
-const dialBound = 5 * time.Second
+// connection is where a command finds its server, and how the two prove themselves by certificates.
+type connection struct {
+	Server   string `help:"The intake." default:"http://127.0.0.1:8700" env:"NOTIFYD_SERVER"`
+	CAFile   string `help:"PEM file of the roots that the server must prove itself by. Default: the system's." env:"NOTIFYD_CA_FILE" placeholder:"FILE" name:"ca-file"`
+	CertFile string `help:"PEM file of the certificate that proves this caller." env:"NOTIFYD_CERT_FILE" placeholder:"FILE"`
+	KeyFile  string `help:"PEM file of its private key." env:"NOTIFYD_KEY_FILE" placeholder:"FILE"`
+}
+
+// callerKeys prove a payment service.
+type callerKeys struct {
+	APIKey  string `help:"Key nk_… of the source, sent as it is. The environment is the better place: arguments can be seen by others." env:"NOTIFYD_API_KEY" placeholder:"KEY" name:"api-key"`
+	HMACKey string `help:"Key nh_… of the source, which signs each request and is never sent." env:"NOTIFYD_HMAC_KEY" placeholder:"KEY" name:"hmac-key"`
+}
+
+func (k callerKeys) options() (opts []client.Option) {
+	if k.APIKey != "" {
+		opts = append(opts, client.WithAPIKey(k.APIKey))
+	}
+	if k.HMACKey != "" {
+		opts = append(opts, client.WithHMACKey(k.HMACKey))
+	}
+	return opts
+}
+
+// operatorFlag proves an operator.
+type operatorFlag struct {
+	OperatorKey string `help:"Key no_… of an operator, sent as it is. The environment is the better place: arguments can be seen by others." env:"NOTIFYD_OPERATOR_KEY" placeholder:"KEY"`
+}
+
+func (o operatorFlag) options() (opts []client.Option) {
+	if o.OperatorKey != "" {
+		opts = append(opts, client.WithOperatorKey(o.OperatorKey))
+	}
+	return opts
+}
 
 // remote is a notifyd that a command talks to.
 type remote struct {
 	url           string
-	http          *http.Client
+	client        *client.Client
 	notifications notifydv1connect.NotificationServiceClient
 }
 
-// newRemote makes keep-alive clients. A server given without a scheme is meant as http.
-func newRemote(server string, connections int) (*remote, error) {
+// inFlags gives the client's options the names that they have on the command line.
+var inFlags = strings.NewReplacer("new client: ", "", "server URL", "--server", "WithAPIKey", "--api-key", "WithHMACKey", "--hmac-key", "WithOperatorKey", "--operator-key")
+
+// remote makes keep-alive clients. A server given without a scheme is meant as http.
+func (c connection) remote(opts ...client.Option) (*remote, error) {
+	server := c.Server
 	if !strings.Contains(server, "://") {
 		server = "http://" + server
 	}
-	u, err := url.Parse(server)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.RawQuery != "" || u.Fragment != "" {
-		return nil, usageError("--server %q: want a URL such as http://127.0.0.1:8700", server)
-	}
-	client := &http.Client{Transport: &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: dialBound}).DialContext,
-		ForceAttemptHTTP2:   true, // over TLS; without it, HTTP/1.1 that is kept alive
-		MaxIdleConnsPerHost: connections,
-		IdleConnTimeout:     time.Minute,
-		TLSHandshakeTimeout: dialBound,
-	}}
-	base := strings.TrimSuffix(u.String(), "/")
-	return &remote{url: base, http: client, notifications: notifydv1connect.NewNotificationServiceClient(client, base)}, nil
-}
-
-func (r *remote) close() { r.http.CloseIdleConnections() }
-
-// fault is why a call, or one item of it, failed: what a person reads, and whether trying again makes sense.
-type fault struct {
-	code       connect.Code
-	message    string
-	violations []*notifydv1.Violation
-	retryAfter time.Duration // what the server asks for; 0: nothing
-	silent     bool          // the server did not say it: no answer of a notifyd came
-	noDial     bool          // not even a connection
-}
-
-func faultOf(err error) *fault {
-	f := &fault{code: connect.CodeOf(err), message: err.Error(), silent: !connect.IsWireError(err)}
-	var dial *net.OpError
-	f.noDial = errors.As(err, &dial) && dial.Op == "dial"
-	var ce *connect.Error
-	if !errors.As(err, &ce) {
-		return f
-	}
-	f.message = ce.Message()
-	for _, d := range ce.Details() {
-		value, err := d.Value()
+	if c.CAFile+c.CertFile+c.KeyFile != "" {
+		if !strings.HasPrefix(server, "https://") {
+			return nil, usageError("--server %s: certificates go with https", redacted(server))
+		}
+		secure, err := c.tls()
 		if err != nil {
-			continue
+			return nil, err
 		}
-		switch v := value.(type) {
-		case *errdetails.BadRequest:
-			for _, field := range v.FieldViolations {
-				f.violations = append(f.violations, &notifydv1.Violation{Field: field.Field, Description: field.Description})
-			}
-		case *errdetails.RetryInfo:
-			f.retryAfter = v.RetryDelay.AsDuration()
-		}
+		opts = append(opts, client.WithTLSConfig(secure))
 	}
-	return f
+	to, err := client.New(server, opts...)
+	if err != nil {
+		return nil, usageError("%s", inFlags.Replace(err.Error()))
+	}
+	return &remote{url: to.URL(), client: to, notifications: notifydv1connect.NewNotificationServiceClient(to.HTTPClient(), to.URL())}, nil
 }
 
-func faultOfItem(e *notifydv1.ItemError) *fault {
-	f := &fault{message: e.Message, violations: e.Violations, retryAfter: e.RetryAfter.AsDuration()}
-	if err := f.code.UnmarshalText([]byte(e.Code)); err != nil {
-		f.code = connect.CodeUnknown
+// tls is what the files say.
+func (c connection) tls() (*tls.Config, error) {
+	if (c.CertFile == "") != (c.KeyFile == "") {
+		return nil, usageError("--cert-file %q goes with --key-file %q: give both or none", c.CertFile, c.KeyFile)
 	}
-	return f
+	out := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.CAFile != "" {
+		roots, err := readRoots("--ca-file", c.CAFile)
+		if err != nil {
+			return nil, usageError("%w", err)
+		}
+		out.RootCAs = roots
+	}
+	if c.CertFile != "" {
+		pair, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+		if err != nil {
+			return nil, usageError("--cert-file %s with --key-file %s: %w", c.CertFile, c.KeyFile, err)
+		}
+		out.Certificates = []tls.Certificate{pair}
+	}
+	return out, nil
 }
 
-// passing reports whether the same call may work later. P4 makes trying again safe.
-func (f *fault) passing() bool {
-	switch f.code {
-	case connect.CodeUnavailable, connect.CodeResourceExhausted, connect.CodeDeadlineExceeded:
-		return true
-	case connect.CodeCanceled, connect.CodeUnknown, connect.CodeAborted:
-		return f.silent // a connection that broke
-	case connect.CodeInvalidArgument, connect.CodeNotFound, connect.CodeAlreadyExists, connect.CodePermissionDenied,
-		connect.CodeFailedPrecondition, connect.CodeOutOfRange, connect.CodeUnimplemented, connect.CodeInternal,
-		connect.CodeDataLoss, connect.CodeUnauthenticated:
-		return false
-	}
-	return false
-}
+// close is for when nothing is under way.
+func (r *remote) close() { r.client.HTTPClient().CloseIdleConnections() }
+
+// fault is why a call, or one item of it, failed: what a person reads.
+type fault struct{ *client.Error }
+
+func faultOf(err error) *fault { return &fault{client.ErrorOf(err)} }
 
 // noServer reports whether no notifyd answered at all.
 func (f *fault) noServer() bool {
-	return f.silent && (f.passing() || f.code == connect.CodeUnimplemented || f.code == connect.CodeInternal)
+	return !f.Answered && (f.Temporary() || f.Unreached() || f.Code == connect.CodeUnimplemented || f.Code == connect.CodeInternal)
 }
 
 // nobody reports whether there is no use in waiting for a first answer: nothing listens, or something else does.
 func (f *fault) nobody() bool {
-	return f.noDial || f.silent && f.code != connect.CodeUnavailable && f.code != connect.CodeDeadlineExceeded && f.code != connect.CodeCanceled
+	return f.Unreached() || !f.Answered && f.Code != connect.CodeUnavailable && f.Code != connect.CodeDeadlineExceeded && f.Code != connect.CodeCanceled
 }
 
 // lines say what is wrong, one rule each.
 func (f *fault) lines() []string {
-	if len(f.violations) == 0 {
-		return []string{f.code.String() + ": " + printable(f.message)}
+	if len(f.Violations) == 0 {
+		return []string{f.Code.String() + ": " + printable(f.Message)}
 	}
-	out := make([]string, len(f.violations))
-	for i, v := range f.violations {
+	out := make([]string, len(f.Violations))
+	for i, v := range f.Violations {
 		out[i] = printable(strings.TrimPrefix(v.Field, "notification.") + ": " + v.Description)
 	}
 	return out
@@ -170,7 +175,7 @@ func (f *fault) lines() []string {
 
 // unreachable says that no notifyd answered at the server's address.
 func (r *remote) unreachable(f *fault) error {
-	return &exitError{code: exitUnreachable, err: fmt.Errorf("cannot reach %s: %s; does notifyd run there?", r.url, printable(f.message))}
+	return &exitError{code: exitUnreachable, err: fmt.Errorf("cannot reach %s: %s; does notifyd run there?", r.url, printable(f.Message))}
 }
 
 // say prints. Who closed the output does not want it.

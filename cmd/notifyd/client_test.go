@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +18,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"notifyd/client"
 	notifydv1 "notifyd/proto/notifyd/v1"
 	"notifyd/proto/notifyd/v1/notifydv1connect"
 )
@@ -188,7 +191,7 @@ func TestRemoteReadsServerURLs(t *testing.T) {
 		"http://":                    "",
 		"http://a b":                 "",
 	} {
-		r, err := newRemote(server, 1)
+		r, err := connection{Server: server}.remote()
 		if want == "" {
 			var coded *exitError
 			if !errors.As(err, &coded) || coded.ExitCode() != exitUsage {
@@ -199,6 +202,67 @@ func TestRemoteReadsServerURLs(t *testing.T) {
 		if err != nil || r.url != want {
 			t.Errorf("%q: %v, %v, want %q", server, r, err, want)
 		}
+	}
+}
+
+// Keys as the engine makes them, of nobody.
+const (
+	anAPIKey      = "nk_abcdefghijklmnop_abcdefghijklmnopqrstuvwxyz234567abcdefghijklmnopqrsa"
+	anHMACKey     = "nh_abcdefghijklmnop_abcdefghijklmnopqrstuvwxyz234567abcdefghijklmnopqrsa"
+	anOperatorKey = "no_mei_abcdefghijklmnopqrstuvwxyz"
+)
+
+func TestConnectionFlags(t *testing.T) {
+	folder := t.TempDir()
+	noPEM := filepath.Join(folder, "no.pem")
+	if err := os.WriteFile(noPEM, []byte("not PEM"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		connection connection
+		opts       []client.Option
+		want       string
+	}{
+		"both keys":            {connection{Server: "https://h"}, callerKeys{APIKey: anAPIKey, HMACKey: anHMACKey}.options(), "--hmac-key: is given together with --api-key"},
+		"wrong kind":           {connection{Server: "https://h"}, callerKeys{HMACKey: anAPIKey}.options(), "--hmac-key: want a key that begins with nh_"},
+		"typing error":         {connection{Server: "https://h"}, callerKeys{APIKey: anAPIKey + "x"}.options(), "--api-key: parse key: want nk_"},
+		"no operator":          {connection{Server: "https://h"}, operatorFlag{anAPIKey}.options(), "--operator-key: want an operator's key"},
+		"certificates on http": {connection{Server: "http://u:hidden@h", CAFile: noPEM}, nil, "certificates go with https"},
+		"no roots":             {connection{Server: "https://h", CAFile: noPEM}, nil, "--ca-file: " + noPEM + ": holds no certificate"},
+		"no such file":         {connection{Server: "https://h", CAFile: "/no/such/file"}, nil, "--ca-file: open /no/such/file"},
+		"certificate alone":    {connection{Server: "https://h", CertFile: noPEM}, nil, "goes with --key-file"},
+		"no certificate":       {connection{Server: "https://h", CertFile: noPEM, KeyFile: noPEM}, nil, "--cert-file " + noPEM},
+		"password in the URL":  {connection{Server: "http://u:hidden@h"}, nil, "--server: "},
+	} {
+		_, err := test.connection.remote(test.opts...)
+		var coded *exitError
+		if !errors.As(err, &coded) || coded.ExitCode() != exitUsage || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want a usage error with %q", name, err, test.want)
+			continue
+		}
+		for _, secret := range []string{anAPIKey, anHMACKey, "hidden"} {
+			if strings.Contains(err.Error(), secret) {
+				t.Errorf("%s: %v holds a secret", name, err)
+			}
+		}
+	}
+}
+
+func TestRemoteProvesTheOperator(t *testing.T) {
+	heard := make(chan string, 1)
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { heard <- r.Header.Get("Authorization") }))
+	defer server.Close()
+	to, err := connection{Server: server.URL}.remote(operatorFlag{anOperatorKey}.options()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.close()
+	stream, err := to.notifications.Prove(t.Context(), connect.NewRequest(&notifydv1.ProveRequest{}))
+	if err == nil {
+		_ = stream.Close()
+	}
+	if got := <-heard; got != "Bearer "+anOperatorKey {
+		t.Errorf("authorization: %q", got)
 	}
 }
 

@@ -1,8 +1,13 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"notifyd/internal/settings"
 )
 
 // What is wrong in a file is said with key, value and rule, before anything starts.
@@ -25,11 +30,7 @@ func TestBrokenConfigsAreNamed(t *testing.T) {
 		"rule without a name":      {"router: {rules: [{then: {lane: sync}}]}", []string{"name"}},
 		"two rules of one name":    {"router: {rules: [{name: a, when: {scenes: [x]}, then: {lane: sync}}, {name: a, then: {lane: async}}]}", []string{"a"}},
 	} {
-		cfg := defaultConfig()
-		err := cfg.decode("test.yaml", strings.NewReader(test.yaml))
-		if err == nil {
-			err = cfg.Validate()
-		}
+		_, _, err := load(t, test.yaml)
 		if err == nil {
 			t.Errorf("%s: %s is taken", name, test.yaml)
 			continue
@@ -40,11 +41,50 @@ func TestBrokenConfigsAreNamed(t *testing.T) {
 			}
 		}
 	}
-	cfg := defaultConfig()
-	if err := cfg.decode("empty.yaml", strings.NewReader("")); err != nil {
-		t.Errorf("an empty file: %v", err)
-	}
-	if err := cfg.Validate(); err != nil {
+	if _, _, err := load(t, operators); err != nil {
 		t.Errorf("the defaults: %v", err)
 	}
+}
+
+// operators is the least that a configuration needs.
+const operators = `
+callers: {operators: [{name: mei, key_sha256: a9d6602979796927518bee0c8475e8481dd8657fea3457228b3ac400bfed72d2}]}
+`
+
+// The example file holds every key, and its values are the defaults.
+func TestExampleConfig(t *testing.T) {
+	text, err := os.ReadFile("../../deploy/notifyd.example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := defaultConfig()
+	origins, err := settings.Load(&cfg, settings.Sources{FileName: "notifyd.example.yaml", File: text})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range settings.Keys(&cfg) {
+		if origins.Of(key.Path) == "default" {
+			t.Errorf("%s is not in the example", key.Path)
+		}
+	}
+	cfg.DataDir = defaultConfig().DataDir // depends on who runs it
+	defaults := defaultConfig()
+	if changed := settings.Changed(&defaults, &cfg); len(changed) > 0 {
+		t.Errorf("the example differs from the defaults in %v", changed)
+	}
+	for _, key := range live() {
+		if !slices.ContainsFunc(settings.Keys(&cfg), func(k settings.Key) bool { return k.Path == key || strings.HasPrefix(k.Path, key+".") }) {
+			t.Errorf("%s can be changed live, and is no key", key)
+		}
+	}
+}
+
+// load reads a file as a start would, in an empty environment.
+func load(t *testing.T, yaml string, environ ...string) (config, *settings.Origins, error) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "notifyd.yaml")
+	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return configFlags{Config: file}.load(defaultConfig(), environ, nil)
 }

@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"notifyd/dispatcher"
 	"notifyd/internal/demo"
 )
 
@@ -18,42 +19,39 @@ const demoListen = "127.0.0.1:8710"
 
 // devCmd runs everything in one process, without any set-up.
 type devCmd struct {
+	configFlags
 	Demo     bool          `help:"Submit a steady trickle to a dozen demo merchants." default:"true" negatable:""`
 	DemoRate float64       `help:"Demo notifications per second." default:"3"`
-	Config   string        `help:"YAML file." type:"existingfile" short:"c"`
-	Intake   string        `help:"Address of the intake RPC." name:"intake-listen" env:"NOTIFYD_INTAKE_LISTEN" placeholder:"127.0.0.1:8700"`
-	Admin    string        `help:"Address of health checks." name:"admin-listen" env:"NOTIFYD_ADMIN_LISTEN" placeholder:"127.0.0.1:8702"`
-	DataDir  string        `help:"Folder for NATS, Postgres and the master key." env:"NOTIFYD_DATA_DIR" placeholder:"${default_data_dir}"`
 	Quiet    bool          `help:"No line per attempt." short:"q"`
-	Log      string        `help:"Least level of log lines (debug, info, warn, error)." name:"log-level" enum:"debug,info,warn,error" default:"info"`
+	Log      string        `help:"Least level of log lines (debug, info, warn, error)." name:"log-level" placeholder:"info"`
 	Drain    time.Duration `help:"How long a stop waits for what is in hand." placeholder:"25s"`
 	Sync     bool          `help:"Write every message to disk before it is acknowledged." name:"sync-always"`
 }
 
-func (c *devCmd) config() (config, error) {
+// devConfig differs from defaultConfig in what needs no set-up: callers need not prove who they are, a stop does not wait
+// for load balancers, log lines are for people.
+func devConfig() config {
 	cfg := defaultConfig()
-	if c.Config != "" {
-		if err := cfg.load(c.Config); err != nil {
-			return cfg, err
-		}
-	}
-	for _, set := range []struct {
-		to   *string
-		from string
-	}{{&cfg.Intake.Listen, c.Intake}, {&cfg.Admin.Listen, c.Admin}, {&cfg.DataDir, c.DataDir}} {
-		if set.from != "" {
-			*set.to = set.from
-		}
+	cfg.Callers.Required, cfg.DrainNotice, cfg.NATS.SyncAlways = false, 0, false
+	cfg.Log = logConfig{Level: "info", Format: "console"}
+	return cfg
+}
+
+func (c *devCmd) config() (config, error) {
+	flags := map[string]string{}
+	if c.Log != "" {
+		flags["log.level"] = c.Log
 	}
 	if c.Drain > 0 {
-		cfg.Drain = c.Drain
+		flags["drain"] = c.Drain.String()
 	}
 	if c.Sync {
-		cfg.NATS.SyncAlways = true
+		flags["nats.sync_always"] = "true"
 	}
+	cfg, _, err := c.load(devConfig(), os.Environ(), flags)
 	// The demo's merchants live on this machine.
 	cfg.Egress.AllowedNetworks = append(cfg.Egress.AllowedNetworks, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
-	return cfg, cfg.Validate()
+	return cfg, err
 }
 
 // Run runs until ctx ends, drains, and returns.
@@ -62,13 +60,17 @@ func (c *devCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return &exitError{code: exitUsage, err: err}
 	}
-	log, err := newLogger(c.Log, s)
+	log, _, err := newLogger(cfg.Log, s)
 	if err != nil {
 		return err
 	}
 	began := time.Now()
 	fmt.Fprintf(s.Out, "notifyd dev: starting in %s\n", cfg.DataDir)
-	e, err := startEngine(ctx, cfg, newTerminal(s, c.Quiet, log), log)
+	var observers dispatcher.Observers
+	if !c.Quiet {
+		observers = append(observers, &terminal{out: s.Out})
+	}
+	e, err := startEngine(ctx, cfg, observers, log)
 	if err != nil {
 		return err
 	}
@@ -88,6 +90,7 @@ func (c *devCmd) Run(ctx context.Context, s *streams) error {
 	case err = <-scenery.failed:
 		log.Error("the demo failed; the engine stops", zap.Error(err))
 	}
+	e.notice()
 	err = errors.Join(err, e.parts.stop(), scenery.stop())
 	if err == nil {
 		fmt.Fprintln(s.Out, "notifyd dev: stopped; nothing is lost")

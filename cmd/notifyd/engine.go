@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -20,6 +21,8 @@ import (
 	"notifyd/async"
 	"notifyd/dispatcher"
 	"notifyd/egress"
+	"notifyd/health"
+	"notifyd/health/metrics"
 	"notifyd/internal/embedded/natsserver"
 	"notifyd/internal/embedded/postgres"
 	"notifyd/ledger"
@@ -29,22 +32,40 @@ import (
 	"notifyd/proto/notifyd/v1/notifydv1connect"
 	"notifyd/retry"
 	"notifyd/router"
+	"notifyd/source"
 	synclane "notifyd/sync"
 )
 
 // engine is one running node.
 type engine struct {
-	parts  *parts
-	intake string // the address that answers, for example 127.0.0.1:8700
+	cfg   config
+	log   *zap.Logger
+	parts *parts
+
+	intake string // the address that answers, for example 127.0.0.1:8700; empty: not a role of this node
 	admin  string
 	pgURL  string
 	unread bool // something from before a crash has not been looked up yet
+
+	tracing  *tracing // nil: no traces
+	monitor  *health.Monitor
+	identity identity
+	callers  *dispatcher.Callers // nil: the intake is not a role of this node
+	dispatch *dispatcher.Dispatcher
 }
 
-// startEngine starts everything in one process: Postgres and NATS on the data folder, the lanes, the intake. When it
-// returns an error, nothing is left running.
-func startEngine(ctx context.Context, cfg config, observer dispatcher.Observer, log *zap.Logger) (_ *engine, err error) {
-	e := &engine{parts: newParts()}
+// stores are where notifications rest.
+type stores struct {
+	conn    *nats.Conn
+	js      jetstream.JetStream
+	memory  *ledger.Postgres
+	crashed bool // NATS may have died with the last run, or be older than the ledger: it may have forgotten what it handed out
+}
+
+// startEngine starts a node: the queues and the ledger, in this process or connected to, then the parts of its roles.
+// When it returns an error, nothing is left running.
+func startEngine(ctx context.Context, cfg config, observers dispatcher.Observers, log *zap.Logger) (_ *engine, err error) {
+	e := &engine{cfg: cfg, log: log, parts: newParts()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.parts.stop())
@@ -53,32 +74,35 @@ func startEngine(ctx context.Context, cfg config, observer dispatcher.Observer, 
 	if err := os.MkdirAll(cfg.DataDir, 0o755); err != nil { //nolint:gosec // Postgres runs as another user below it; what is secret has its own rights
 		return nil, fmt.Errorf("make data folder: %w", err)
 	}
-	keys, err := e.masterKey(cfg)
-	if err != nil {
+	if err := e.startTracing(ctx); err != nil {
 		return nil, err
 	}
-	crashed, err := e.markRunning(cfg)
-	if err != nil {
+	var s stores
+	if err := e.startQueues(ctx, &s); err != nil {
 		return nil, err
 	}
-	if crashed {
-		log.Info("the last run did not end cleanly; what it had in hand is looked up before it is sent again")
-	}
-	js, err := e.startQueues(ctx, cfg, log)
-	if err != nil {
+	if err := e.startLedger(ctx, &s); err != nil {
 		return nil, err
 	}
-	memory, err := e.startLedger(ctx, cfg, keys, log)
-	if err != nil {
-		return nil, err
+	return e, e.startLanes(ctx, s, observers)
+}
+
+func (e *engine) startTracing(ctx context.Context) error {
+	if e.cfg.Traces.Endpoint == "" {
+		return nil
 	}
-	return e, e.startLanes(ctx, cfg, stores{js, memory, crashed}, observer, log)
+	var err error
+	if e.tracing, err = newTracing(ctx, e.cfg.Traces); err != nil {
+		return err
+	}
+	e.parts.opened("traces", func() error { return withTimeout(5*time.Second, e.tracing.stop) })
+	return nil
 }
 
 // markRunning leaves a file while the engine runs, so that the next start knows whether this one has ended cleanly: the
 // file goes last, and stays when anything has failed to stop.
-func (e *engine) markRunning(cfg config) (crashed bool, _ error) {
-	path := filepath.Join(cfg.DataDir, "running")
+func (e *engine) markRunning() (crashed bool, _ error) {
+	path := filepath.Join(e.cfg.DataDir, "running")
 	_, noMark := os.Stat(path)
 	if err := os.WriteFile(path, []byte("the engine runs, or has not ended cleanly\n"), 0o600); err != nil {
 		return false, fmt.Errorf("mark run: %w", err)
@@ -92,93 +116,165 @@ func (e *engine) markRunning(cfg config) (crashed bool, _ error) {
 	return !errors.Is(noMark, os.ErrNotExist), nil
 }
 
-// masterKey seals the merchants' secrets. It comes from the environment, or from a file that the first start makes.
-func (e *engine) masterKey(cfg config) (ledger.Cipher, error) {
-	raw := []byte(os.Getenv("NOTIFYD_MASTER_KEY"))
+func (e *engine) startQueues(ctx context.Context, s *stores) error {
+	log := e.log.Named("nats")
+	var err error
+	if e.cfg.NATS.URL != "" {
+		s.conn, err = connectNATS(ctx, e.cfg.NATS, log)
+	} else {
+		s.conn, err = e.embedNATS(ctx, s, log)
+	}
+	if err != nil {
+		return err
+	}
+	s.crashed = s.crashed || e.cfg.Restored
+	e.parts.opened("nats connection", func() error { s.conn.Close(); return nil })
+	if s.js, err = jetstream.New(s.conn, jetstream.WithPublishAsyncMaxPending(4096)); err != nil {
+		return fmt.Errorf("open jetstream: %w", err)
+	}
+	return nil
+}
+
+func (e *engine) embedNATS(ctx context.Context, s *stores, log *zap.Logger) (*nats.Conn, error) {
+	var err error
+	if s.crashed, err = e.markRunning(); err != nil {
+		return nil, err
+	}
+	if s.crashed {
+		log.Info("the last run did not end cleanly; what it had in hand is looked up before it is sent again")
+	}
+	server, err := natsserver.Start(ctx, natsserver.Config{Dir: filepath.Join(e.cfg.DataDir, "nats"), SyncAlways: e.cfg.NATS.SyncAlways, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	e.parts.opened("nats", func() error { return withTimeout(10*time.Second, server.Stop) })
+	return server.Connect(nats.Name("notifyd"), nats.MaxReconnects(-1))
+}
+
+func (e *engine) startLedger(ctx context.Context, s *stores) error {
+	keys, err := e.masterKey()
+	if err != nil {
+		return err
+	}
+	log := e.log.Named("ledger")
+	if e.pgURL = e.cfg.Postgres.URL; e.pgURL == "" {
+		pg, err := postgres.Start(ctx, postgres.Config{Dir: filepath.Join(e.cfg.DataDir, "postgres"), Log: e.log.Named("postgres")})
+		if err != nil {
+			return err
+		}
+		e.pgURL = pg.URL()
+		e.parts.opened("postgres", func() error { return withTimeout(30*time.Second, pg.Stop) })
+	}
+	s.memory, err = keepTrying(ctx, log, ledger.Away, func() (*ledger.Postgres, error) {
+		return ledger.Open(ctx, ledger.Config{
+			URL: e.pgURL, MaxConns: e.cfg.Postgres.MaxConnections, Retention: e.cfg.Ledger.Retention, Window: e.cfg.Retry.Window, Keys: keys,
+			LeaveUpkeep: !e.cfg.Roles.has(roleLedger), Log: log, Now: now,
+		})
+	})
+	if err != nil {
+		return err
+	}
+	e.parts.opened("ledger connections", func() error { s.memory.Close(); return nil })
+	e.parts.run(ctx, "ledger", s.memory.Run)
+	return nil
+}
+
+// masterKey seals the secrets of merchants and sources. It comes from the environment or from a file; beside a private
+// Postgres the first start makes that file. Nodes that share a Postgres share the key.
+func (e *engine) masterKey() (ledger.Cipher, error) {
+	raw := []byte(os.Getenv(masterKeyVariable))
 	if len(raw) == 0 {
+		path, embedded := e.cfg.Ledger.MasterKeyFile, e.cfg.Postgres.URL == ""
+		if path == "" {
+			path = filepath.Join(e.cfg.DataDir, "master.key")
+		}
 		var err error
-		if raw, err = ledger.LoadMasterKey(filepath.Join(cfg.DataDir, "master.key"), true); err != nil {
+		if raw, err = ledger.LoadMasterKey(path, embedded); err != nil {
 			return ledger.Cipher{}, err
 		}
 	}
 	return ledger.NewCipher(raw)
 }
 
-func (e *engine) startQueues(ctx context.Context, cfg config, log *zap.Logger) (jetstream.JetStream, error) {
-	server, err := natsserver.Start(ctx, natsserver.Config{Dir: filepath.Join(cfg.DataDir, "nats"), SyncAlways: cfg.NATS.SyncAlways, Log: log.Named("nats")})
-	if err != nil {
-		return nil, err
-	}
-	e.parts.opened("nats", func() error { return withTimeout(10*time.Second, server.Stop) })
-	conn, err := server.Connect(nats.Name("notifyd"), nats.MaxReconnects(-1))
-	if err != nil {
-		return nil, err
-	}
-	e.parts.opened("nats connection", func() error { conn.Close(); return nil })
-	js, err := jetstream.New(conn, jetstream.WithPublishAsyncMaxPending(4096))
-	if err != nil {
-		return nil, fmt.Errorf("open jetstream: %w", err)
-	}
-	return js, nil
+// lanes are what works on notifications. Whatever a role needs is there on every node; only what a role does by itself is
+// started for it alone.
+type lanes struct {
+	delay   *retry.Delay
+	sweep   *retry.Sweep
+	async   *async.Lane
+	sync    *synclane.Lane // nil: other nodes are asked
+	sources *source.Registry
 }
 
-func (e *engine) startLedger(ctx context.Context, cfg config, keys ledger.Cipher, log *zap.Logger) (*ledger.Postgres, error) {
-	pg, err := postgres.Start(ctx, postgres.Config{Dir: filepath.Join(cfg.DataDir, "postgres"), Log: log.Named("postgres")})
-	if err != nil {
-		return nil, err
-	}
-	e.pgURL = pg.URL()
-	e.parts.opened("postgres", func() error { return withTimeout(30*time.Second, pg.Stop) })
-	memory, err := ledger.Open(ctx, ledger.Config{
-		URL: pg.URL(), Retention: cfg.Ledger.Retention, Window: cfg.Retry.Window, Keys: keys, Log: log.Named("ledger"), Now: now,
-	})
-	if err != nil {
-		return nil, err
-	}
-	e.parts.opened("ledger connections", func() error { memory.Close(); return nil })
-	e.parts.run(ctx, "ledger", memory.Run)
-	return memory, nil
-}
-
-// stores are where notifications rest.
-type stores struct {
-	js      jetstream.JetStream
-	memory  *ledger.Postgres
-	crashed bool // the last run did not end cleanly
-}
-
-func (e *engine) startLanes(ctx context.Context, cfg config, s stores, observer dispatcher.Observer, log *zap.Logger) error {
-	js, memory := s.js, s.memory
-	routes, err := router.New(cfg.Router, knownNames())
+func (e *engine) startLanes(ctx context.Context, s stores, observers dispatcher.Observers) error {
+	tally, shown := health.NewTally(e.cfg.Alarms, now), metrics.New(build())
+	l, err := e.makeLanes(ctx, s, append(observers, tally, shown))
 	if err != nil {
 		return err
 	}
-	client, err := egress.New(cfg.Egress)
-	if err != nil {
+	if err := e.startAdmin(ctx, s, l, tally, shown); err != nil {
 		return err
+	}
+	roles := e.cfg.Roles
+	e.parts.run(ctx, "dispatcher", e.dispatch.Run)
+	if roles.has(roleRetry) {
+		e.parts.run(ctx, "sweep", l.sweep.Run)
+	}
+	if roles.has(roleAsync) {
+		e.parts.run(ctx, "async lane", func(ctx context.Context) error {
+			err := l.async.Run(ctx, e.cfg.Drain)
+			e.unread = l.async.Unread()
+			return err
+		})
+	}
+	if l.sync != nil {
+		e.parts.opened("sync lane", func() error { return withTimeout(e.cfg.Drain, l.sync.Wait) })
+		if e.cfg.NATS.URL != "" { // other nodes may ask
+			e.parts.run(ctx, "questions to the sync lane", func(ctx context.Context) error {
+				return l.sync.ServeRemote(ctx, s.conn, e.log.Named("sync"))
+			})
+		}
+	}
+	if !roles.has(roleIntake) {
+		return nil
+	}
+	return e.startIntake(ctx, l)
+}
+
+func (e *engine) makeLanes(ctx context.Context, s stores, observers dispatcher.Observers) (*lanes, error) {
+	client, err := egress.New(e.cfg.Egress)
+	if err != nil {
+		return nil, err
 	}
 	e.parts.opened("egress", func() error { client.Close(); return nil })
-	delay, err := retry.NewDelay(ctx, cfg.Retry, js)
-	if err != nil {
-		return err
+	l := &lanes{sources: source.NewRegistry()}
+	if l.delay, err = retry.NewDelay(ctx, e.cfg.Retry, s.js); err != nil {
+		return nil, err
 	}
-	e.parts.opened("delay", func() error { delay.Wait(); return nil })
+	e.parts.opened("delay", func() error { l.delay.Wait(); return nil })
+	l.sweep = retry.NewSweep(e.cfg.Retry, s.memory, l.delay, e.log.Named("sweep"))
 
-	merchants, table := merchant.NewRegistry(), hand.NewTable()
-	later := &laterPlaces{}
-	cfg.Dispatcher.Total, cfg.Dispatcher.Grace = cfg.Egress.TotalTimeout, cfg.Egress.Grace
-	d, err := dispatcher.New(cfg.Dispatcher, dispatcher.Parts{
-		Ledger: memory, Store: memory, Merchants: merchants, Router: routes, Sender: sender{client}, URLs: urls{client.Guard()},
-		Delay: delay, Hand: table, Places: later, Observer: observer, Log: log.Named("dispatcher"), Now: now,
+	merchants, table, later := merchant.NewRegistry(), hand.NewTable(), &laterPlaces{}
+	routes, err := router.New(e.cfg.Router, knownNames())
+	if err != nil {
+		return nil, err
+	}
+	settings := e.cfg.Dispatcher
+	settings.Total, settings.Grace = e.cfg.Egress.TotalTimeout, e.cfg.Egress.Grace
+	d, err := dispatcher.New(settings, dispatcher.Parts{
+		Ledger: s.memory, Store: s.memory, Merchants: merchants, SourceStore: s.memory, Sources: l.sources, Router: routes,
+		Sender: e.newSender(client), URLs: urls{client.Guard()}, Delay: l.delay, Hand: table, Places: later, Observer: observers,
+		Log: e.log.Named("dispatcher"), Now: now,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := d.LearnMerchants(ctx); err != nil {
-		return err
+	e.dispatch = d
+	if err := errors.Join(d.LearnMerchants(ctx), d.LearnSources(ctx)); err != nil {
+		return nil, err
 	}
-	lane, err := async.New(ctx, cfg.Async, async.Parts{
-		JetStream: js, Deliverer: d, Memory: d, Delayer: delay, Hand: table, Log: log.Named("async"), Crashed: s.crashed,
+	l.async, err = async.New(ctx, e.cfg.Async, async.Parts{
+		JetStream: s.js, Deliverer: d, Memory: d, Delayer: l.delay, Hand: table, Log: e.log.Named("async"), Crashed: s.crashed,
 		InFlight: func(id string) int {
 			if m := merchants.Get(id); m != nil {
 				return m.Limits.MaxInFlight
@@ -187,84 +283,126 @@ func (e *engine) startLanes(ctx context.Context, cfg config, s stores, observer 
 		},
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	later.Places = lane
-	waiting, err := synclane.New(cfg.Sync, d, delay, table)
-	if err != nil {
-		return err
+	later.Places = l.async
+	var asking dispatcher.SyncLane
+	if e.cfg.Roles.has(roleSync) {
+		l.sync, err = synclane.New(e.cfg.Sync, d, l.delay, table)
+		asking = l.sync
+	} else {
+		asking, err = synclane.NewRemote(e.cfg.Sync, s.conn, l.delay)
 	}
-	d.Connect(lane, waiting)
-
-	e.parts.run(ctx, "dispatcher", d.Run)
-	e.parts.run(ctx, "sweep", retry.NewSweep(cfg.Retry, memory, delay, log.Named("sweep")).Run)
-	e.parts.run(ctx, "async lane", func(ctx context.Context) error {
-		err := lane.Run(ctx, cfg.Drain)
-		e.unread = lane.Unread()
-		return err
-	})
-	e.parts.opened("sync lane", func() error {
-		return withTimeout(cfg.Drain, func(ctx context.Context) error { return waiting.Wait(ctx) })
-	})
-	if e.intake, err = e.serve(ctx, "intake", cfg.Intake.Listen, intakeHandler(d)); err != nil {
-		return err
-	}
-	e.admin, err = e.serve(ctx, "admin", cfg.Admin.Listen, adminHandler(memory, js))
-	return err
+	d.Connect(l.async, asking)
+	return l, err
 }
 
-// maxRequestBytes bounds one RPC; a batch of a thousand usual notifications is about 2 MiB.
-const maxRequestBytes = 32 << 20
+// startAdmin starts what watches the node, and answers for it until everything else has stopped.
+func (e *engine) startAdmin(ctx context.Context, s stores, l *lanes, tally *health.Tally, shown *metrics.Metrics) error {
+	roles := e.cfg.Roles
+	watched := health.Parts{
+		Node: e.cfg.nodeName(), Log: e.log.Named("health"), Now: now, Tally: tally, Store: s.memory, Postgres: s.memory.Ping,
+		NATS: func(ctx context.Context) error {
+			_, err := s.js.AccountInfo(ctx)
+			return err
+		},
+		Intake: roles.has(roleIntake), Dispatcher: e.dispatch.Stats, Backlog: l.async.Backlog, Ledger: s.memory.Stats, Overdue: s.memory.Overdue, Keys: l.sources,
+	}
+	numbers := metrics.Parts{Now: now, Tally: tally, Dispatcher: e.dispatch.Stats, Ledger: s.memory.Stats, Delay: l.delay.Stats}
+	if roles.has(roleAsync) {
+		watched.Async, numbers.Async = l.async.Stats, l.async.Stats
+	}
+	if roles.has(roleRetry) {
+		numbers.Sweep = l.sweep.Stats
+	}
+	if l.sync != nil {
+		numbers.Sync = l.sync.Stats
+	}
+	var err error
+	if e.monitor, err = health.New(e.cfg.Alarms, watched); err != nil {
+		return err
+	}
+	numbers.Monitor = e.monitor
+	shown.Watch(numbers)
+	e.parts.run(ctx, "health", e.monitor.Run)
 
-// intakeHandler answers gRPC, gRPC-Web and JSON on one port, with reflection.
-func intakeHandler(d *dispatcher.Dispatcher) http.Handler {
 	mux := http.NewServeMux()
-	limit := connect.WithReadMaxBytes(maxRequestBytes)
-	mux.Handle(notifydv1connect.NewNotificationServiceHandler(d, limit))
-	mux.Handle(notifydv1connect.NewMerchantServiceHandler(dispatcher.NewMerchantService(d, secrets{}), limit))
-	reflector := grpcreflect.NewStaticReflector(notifydv1connect.NotificationServiceName, notifydv1connect.MerchantServiceName)
-	mux.Handle(grpcreflect.NewHandlerV1(reflector))
-	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
-	return mux
-}
-
-// adminHandler says whether the process lives and whether it can do its work.
-func adminHandler(memory *ledger.Postgres, js jetstream.JetStream) http.Handler {
-	mux := http.NewServeMux()
+	e.monitor.Handle(mux)
+	mux.Handle("GET /metrics", shown.Handler())
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
-		defer cancel()
-		status, words := http.StatusOK, map[string]string{"postgres": "ok", "nats": "ok"}
-		if err := memory.Ping(ctx); err != nil {
-			status, words["postgres"] = http.StatusServiceUnavailable, "does not answer"
+	e.admin, err = e.serve(ctx, "admin", e.cfg.Admin.Listen, nil, mux)
+	return err
+}
+
+func (e *engine) startIntake(ctx context.Context, l *lanes) error {
+	var err error
+	if e.callers, err = dispatcher.NewCallers(e.cfg.Callers, l.sources, e.log.Named("intake"), now); err != nil {
+		return err
+	}
+	handler, err := e.intakeHandler()
+	if err != nil {
+		return err
+	}
+	var secure *tls.Config
+	if e.cfg.Intake.TLS.on() {
+		if err := e.identity.load(e.cfg.Intake.TLS); err != nil {
+			return err
 		}
-		if _, err := js.AccountInfo(ctx); err != nil {
-			status, words["nats"] = http.StatusServiceUnavailable, "does not answer"
+		secure = e.identity.config()
+	}
+	e.intake, err = e.serve(ctx, "intake", e.cfg.Intake.Listen, secure, handler)
+	return err
+}
+
+// intakeHandler answers gRPC, gRPC-Web and JSON on one port, with reflection. Whoever calls is asked who it is first.
+func (e *engine) intakeHandler() (http.Handler, error) {
+	mux := http.NewServeMux()
+	with := []connect.HandlerOption{
+		connect.WithReadMaxBytes(dispatcher.MaxRequestBytes),
+		connect.WithInterceptors(callLog{log: e.log.Named("intake"), caller: func(ctx context.Context) string { return dispatcher.CallerOf(ctx).String() }}),
+	}
+	if e.tracing != nil {
+		spans, err := e.tracing.intercept()
+		if err != nil {
+			return nil, err
 		}
-		w.WriteHeader(status)
-		fmt.Fprintf(w, "postgres: %s\nnats: %s\n", words["postgres"], words["nats"])
-	})
-	return mux
+		with = append(with, connect.WithInterceptors(spans))
+	}
+	mux.Handle(notifydv1connect.NewNotificationServiceHandler(e.dispatch, with...))
+	mux.Handle(notifydv1connect.NewMerchantServiceHandler(dispatcher.NewMerchantService(e.dispatch, secrets{}), with...))
+	mux.Handle(notifydv1connect.NewSourceServiceHandler(dispatcher.NewSourceService(e.dispatch), with...))
+	reflector := grpcreflect.NewStaticReflector(
+		notifydv1connect.NotificationServiceName, notifydv1connect.MerchantServiceName, notifydv1connect.SourceServiceName)
+	mux.Handle(grpcreflect.NewHandlerV1(reflector))
+	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
+	return requestIDs(e.callers.Authenticate(mux)), nil
 }
 
 // serve listens at once and answers until it is stopped; then it waits for the calls under way.
-func (e *engine) serve(ctx context.Context, name, addr string, handler http.Handler) (string, error) {
+func (e *engine) serve(ctx context.Context, name, addr string, secure *tls.Config, handler http.Handler) (string, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr)
 	if err != nil {
 		return "", fmt.Errorf("listen for %s: %w", name, err)
 	}
+	answers := l.Addr().String()
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true) // gRPC without TLS
-	srv := &http.Server{Handler: handler, Protocols: protocols, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	srv := &http.Server{
+		Handler: handler, Protocols: protocols, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		ErrorLog: zap.NewStdLog(e.log.Named(name)), TLSConfig: secure,
+	}
+	listen := func() error { return srv.Serve(l) }
+	if secure != nil {
+		listen = func() error { return srv.ServeTLS(l, "", "") }
+	}
 	e.parts.run(ctx, name, func(ctx context.Context) error {
 		served := make(chan error, 1)
-		go func() { served <- srv.Serve(l) }()
+		go func() { served <- listen() }()
 		select {
 		case err := <-served:
 			return err
@@ -276,7 +414,7 @@ func (e *engine) serve(ctx context.Context, name, addr string, handler http.Hand
 		}
 		return err
 	})
-	return l.Addr().String(), nil
+	return answers, nil
 }
 
 // now is the engine's clock: UTC, in the microseconds that the ledger keeps.
@@ -288,7 +426,22 @@ func withTimeout(d time.Duration, f func(context.Context) error) error {
 	return f(ctx)
 }
 
-// sender lets egress answer for the dispatcher's attempts.
+// newSender lets egress answer for the dispatcher's attempts.
+func (e *engine) newSender(client *egress.Client) dispatcher.Sender {
+	if e.tracing != nil {
+		return tracedSender{next: sender{client}, tracing: e.tracing}
+	}
+	return untraced{sender{client}}
+}
+
+// untraced keeps the trace of another node's submission from the merchant.
+type untraced struct{ sender }
+
+func (s untraced) Send(ctx context.Context, w notification.Work, m *merchant.Merchant) notification.Attempt {
+	w.Trace = ""
+	return s.sender.Send(ctx, w, m)
+}
+
 type sender struct{ client *egress.Client }
 
 func (s sender) Send(ctx context.Context, w notification.Work, m *merchant.Merchant) notification.Attempt {

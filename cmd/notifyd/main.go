@@ -11,10 +11,15 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"notifyd/health/metrics"
 )
 
 type commands struct {
 	Dev     devCmd     `cmd:"" help:"Run everything in one process: engine, NATS, Postgres, demo merchants. No set-up."`
+	Serve   serveCmd   `cmd:"" help:"Run a node in production."`
+	Config  configCmd  `cmd:"" help:"Look at the configuration."`
+	Keygen  keygenCmd  `cmd:"" help:"Make an operator's key, or a master key."`
 	Send    sendCmd    `cmd:"" help:"Submit notifications from a file of JSON lines or from standard input."`
 	Listen  listenCmd  `cmd:"" help:"Play a merchant: receive, verify, answer, print."`
 	Prove   proveCmd   `cmd:"" help:"Check that everything accepted is delivered, final or visibly waiting."`
@@ -25,16 +30,33 @@ type versionCmd struct{}
 
 // Run prints the version that the binary was built from.
 func (versionCmd) Run(s *streams) error {
+	fmt.Fprintln(s.Out, "notifyd", version())
+	return nil
+}
+
+// version is what the binary was built from.
+func version() string {
+	b := build()
+	return b.Version + " " + b.GoVersion
+}
+
+func build() metrics.Build {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return errors.New("this binary holds no build information")
+		return metrics.Build{Version: "unknown"}
 	}
-	fmt.Fprintf(s.Out, "notifyd %s %s\n", info.Main.Version, info.GoVersion)
-	return nil
+	b := metrics.Build{Version: info.Main.Version, GoVersion: info.GoVersion}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			b.Revision = s.Value
+		}
+	}
+	return b
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	code := run(ctx, os.Args[1:], &streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, ErrIsTerminal: isTerminal(os.Stderr)})
 	stop()
 	os.Exit(code)

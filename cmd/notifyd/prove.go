@@ -44,7 +44,7 @@ func (c *proveCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	to, err := newRemote(c.Server, 1)
+	to, err := connection{Server: c.Server}.remote()
 	if err != nil {
 		return err
 	}
@@ -118,11 +118,11 @@ func instant(flag, text string) (*timestamppb.Timestamp, error) {
 func (c *proveCmd) failed(to *remote, err error) error {
 	f := faultOf(err)
 	switch {
-	case errors.Is(err, context.Canceled) || f.code == connect.CodeCanceled:
+	case errors.Is(err, context.Canceled) || f.Code == connect.CodeCanceled:
 		return &exitError{code: exitUnreachable, err: errors.New("interrupted: nothing is proven")}
 	case f.noServer():
 		return to.unreachable(f)
-	case f.code == connect.CodeInvalidArgument:
+	case f.Code == connect.CodeInvalidArgument:
 		return usageError("%s", f.lines()[0])
 	}
 	return &exitError{code: exitUnreachable, err: fmt.Errorf("nothing is proven: %s", f.lines()[0])}

@@ -4,11 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"regexp"
 	"strings"
@@ -19,27 +17,26 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/encoding/protojson"
 
-	notifydv1 "notifyd/proto/notifyd/v1"
+	"notifyd/client"
 )
 
 const (
 	maxLine       = 1 << 20
-	maxBatchBytes = 2 << 20                // of lines in one call; well below what the intake takes
-	mostItems     = 1000                   // of the API
+	maxBatchBytes = 2 << 20 // of lines in one call; well below what the intake takes
+	mostItems     = 1000    // of the API
+	mostCalls     = 64
 	idleFlush     = 200 * time.Millisecond // a pipe that is silent so long has its lines sent
 
 	submitBound = 30 * time.Second
 	// answerGrace is what calls under way get when the command is interrupted, so that their answers are counted.
 	answerGrace = 2 * time.Second
-
-	firstWait = 200 * time.Millisecond
-	mostWait  = 5 * time.Second
 )
 
 // sendCmd submits a file of notifications.
 type sendCmd struct {
+	connection
+	callerKeys
 	File        string        `help:"File of JSON lines, one notification each; - is standard input, which is also the default when it is not a terminal." short:"f" placeholder:"FILE"`
-	Server      string        `help:"The intake." default:"http://127.0.0.1:8700" env:"NOTIFYD_SERVER"`
 	Source      string        `help:"Source of lines that name none."`
 	Batch       int           `help:"Notifications in one call (1 to 1000)." default:"100"`
 	Concurrency int           `help:"Calls at a time (1 to 64)." default:"4"`
@@ -68,23 +65,22 @@ func (c *sendCmd) Run(ctx context.Context, s *streams) error {
 	if c.Batch < 1 || c.Batch > mostItems {
 		return usageError("--batch %d: want 1 to %d", c.Batch, mostItems)
 	}
-	if c.Concurrency < 1 || c.Concurrency > 64 {
-		return usageError("--concurrency %d: want 1 to 64", c.Concurrency)
+	if c.Concurrency < 1 || c.Concurrency > mostCalls {
+		return usageError("--concurrency %d: want 1 to %d", c.Concurrency, mostCalls)
 	}
 	if c.RetryFor < 0 {
 		return usageError("--retry-for %s: want 0s or more", c.RetryFor)
 	}
-	to, err := newRemote(c.Server, c.Concurrency)
-	if err != nil {
-		return err
-	}
-	defer to.close()
 	input, size, err := c.open(s)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = input.Close() }() // it was only read
-	job := &sending{cmd: c, to: to, report: &sendReport{streams: s, json: c.JSON, quiet: c.Quiet, size: size, began: time.Now()}}
+	job := &sending{cmd: c, report: &sendReport{streams: s, json: c.JSON, quiet: c.Quiet, size: size, began: time.Now()}}
+	if job.to, err = c.remote(append(job.options(), c.options()...)...); err != nil {
+		return err
+	}
+	defer job.to.close()
 	return job.run(ctx, input)
 }
 
@@ -146,7 +142,7 @@ func (j *sending) run(parent context.Context, input io.Reader) error {
 		})
 	}
 	done := make(chan struct{})
-	progress.Go(func() { j.report.progress(done) })
+	progress.Go(func() { j.report.progress(done, func() int { return j.to.client.Stats().Retrying }) })
 	j.gather(ctx, lines, batches)
 	close(batches)
 	workers.Wait()
@@ -256,129 +252,73 @@ func (j *sending) gather(ctx context.Context, lines <-chan inputLine, batches ch
 // sendItem is a notification with the line it came from.
 type sendItem struct {
 	number       int
-	notification *notifydv1.Notification
+	notification *client.Notification
+}
+
+// options make the client submit as the flags say.
+func (j *sending) options() []client.Option {
+	return []client.Option{
+		client.WithSource(j.cmd.Source), client.WithBatch(j.cmd.Batch, maxBatchBytes), client.WithParallel(j.cmd.Concurrency),
+		client.WithCallTimeout(submitBound), client.WithRetryFor(j.cmd.RetryFor), client.WithAnswerGrace(answerGrace),
+		client.WithOnRetry(func(_ *client.Notification, err *client.Error, _ time.Duration) { j.stopWithoutServer(&fault{err}) }),
+	}
 }
 
 // send parses a batch and submits it until each item is accepted, refused or given up. When ctx ends it stops; what has no
 // answer then is left over.
 func (j *sending) send(ctx context.Context, batch []inputLine) {
 	items := j.parse(batch)
-	var giveUp time.Time
-	for wait := firstWait; len(items) > 0 && ctx.Err() == nil; wait = min(2*wait, mostWait) {
-		again, f := j.submit(ctx, items)
-		if len(again) == 0 || ctx.Err() != nil {
+	ns := make([]*client.Notification, len(items))
+	for i, item := range items {
+		ns[i] = item.notification
+	}
+	j.to.client.SubmitEach(ctx, ns, func(i int, a client.Answer) {
+		if a.Err == nil {
+			j.reached.Store(true)
+			j.report.accept(a.Result.GetDuplicate())
 			return
 		}
-		if giveUp.IsZero() {
-			giveUp = time.Now().Add(j.cmd.RetryFor)
-		}
-		for _, r := range again {
-			wait = max(wait, r.fault.retryAfter)
-		}
-		left := time.Until(giveUp)
-		if left <= 0 {
-			j.abandon(again, f)
-			return
-		}
-		items = items[:0]
-		for _, r := range again {
-			items = append(items, r.item)
-		}
-		j.report.waiting.Add(int64(len(items)))
-		pause(ctx, min(wait+rand.N(wait/4), left)) // spread out, so that the workers do not come back all at once
-		j.report.waiting.Add(-int64(len(items)))
-	}
+		j.file(ctx, items[i].number, faultOf(a.Err))
+	})
 }
 
-// refusal is an item that was not taken this time.
-type refusal struct {
-	item  sendItem
-	fault *fault
-}
-
-// submit makes one call and files its results. It returns what should be tried again, and the fault of the call if the
-// call itself failed.
-func (j *sending) submit(ctx context.Context, items []sendItem) (again []refusal, whole *fault) {
-	results, err := j.call(ctx, items)
-	if err == nil {
-		j.reached.Store(true)
-		for i, item := range items {
-			switch r := results[i].GetResult().(type) {
-			case *notifydv1.SubmitResult_Response:
-				j.report.accept(r.Response.GetDuplicate())
-			case *notifydv1.SubmitResult_Error:
-				again = j.file(again, item, faultOfItem(r.Error))
-			default:
-				again = j.file(again, item, &fault{code: connect.CodeUnknown, message: "the server gave no result"})
-			}
-		}
-		return again, nil
-	}
-	f := faultOf(err)
+// file reports what was not accepted, and stops everything where the others would hear the same.
+func (j *sending) file(ctx context.Context, number int, f *fault) {
+	denied := f.Code == connect.CodeUnauthenticated || f.Code == connect.CodePermissionDenied || f.Code == connect.CodeUnimplemented
 	switch {
-	case f.nobody() && !j.reached.Load():
-		if ctx.Err() == nil { // else it is only our own hanging up
+	case j.stopWithoutServer(f):
+	case f.WholeCall && denied:
+		j.stop(&exitError{code: exitSome, err: fmt.Errorf("%s: %s", j.to.url, strings.Join(f.lines(), "; "))})
+	case !f.Answered && ctx.Err() != nil: // left over
+	case f.Temporary():
+		failed := *f.Error
+		failed.Message = fmt.Sprintf("%s (given up after %s)", f.Message, j.cmd.RetryFor)
+		j.report.fail(number, &fault{&failed})
+		if f.WholeCall && f.noServer() { // nothing else would be taken either
 			j.stop(j.to.unreachable(f))
 		}
-		return nil, f
-	case f.code == connect.CodeUnauthenticated, f.code == connect.CodePermissionDenied, f.code == connect.CodeUnimplemented:
-		j.stop(&exitError{code: exitSome, err: fmt.Errorf("%s: %s", j.to.url, strings.Join(f.lines(), "; "))}) // the others would hear the same
-		return nil, f
-	case !f.silent:
+	default:
+		j.report.refuse(number, f)
+	}
+}
+
+// stopWithoutServer stops everything when there is no server and never was one: waiting for it makes no sense then.
+func (j *sending) stopWithoutServer(f *fault) bool {
+	if f.Answered {
 		j.reached.Store(true)
 	}
-	if ctx.Err() != nil {
-		return nil, f // no answer: left over
+	none := f.WholeCall && f.nobody() && !j.reached.Load()
+	if none {
+		j.stop(j.to.unreachable(f))
 	}
-	for _, item := range items {
-		again = j.file(again, item, f)
-	}
-	return again, f
-}
-
-// file keeps what may be taken later and reports what never will.
-func (j *sending) file(again []refusal, item sendItem, f *fault) []refusal {
-	if f.passing() {
-		return append(again, refusal{item, f})
-	}
-	j.report.refuse(item.number, f)
-	return again
-}
-
-// abandon reports what was not taken in all the time it had. Without a server nothing else would be taken either.
-func (j *sending) abandon(rs []refusal, whole *fault) {
-	for _, r := range rs {
-		j.report.fail(r.item.number, &fault{code: r.fault.code, message: fmt.Sprintf("%s (given up after %s)", r.fault.message, j.cmd.RetryFor)})
-	}
-	if whole != nil && whole.noServer() {
-		j.stop(j.to.unreachable(whole))
-	}
-}
-
-// call outlives ctx by a moment, so that an interrupted command still counts what was accepted.
-func (j *sending) call(ctx context.Context, items []sendItem) ([]*notifydv1.SubmitResult, error) {
-	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), submitBound)
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(answerGrace, cancel) })()
-	req := &notifydv1.SubmitBatchRequest{Notifications: make([]*notifydv1.Notification, len(items))}
-	for i, item := range items {
-		req.Notifications[i] = item.notification
-	}
-	resp, err := j.to.notifications.SubmitBatch(bound, connect.NewRequest(req))
-	if err != nil {
-		return nil, err
-	}
-	if got := len(resp.Msg.Results); got != len(items) {
-		return nil, connect.NewWireError(connect.CodeInternal, fmt.Errorf("the server gave %d results for %d notifications", got, len(items)))
-	}
-	return resp.Msg.Results, nil
+	return none
 }
 
 // parse reports the lines that are no notification.
 func (j *sending) parse(batch []inputLine) []sendItem {
 	items := make([]sendItem, 0, len(batch))
 	for _, line := range batch {
-		n := &notifydv1.Notification{}
+		n := &client.Notification{}
 		if len(line.text) > maxLine {
 			j.report.refuse(line.number, badLine("is longer than 1 MiB"))
 			continue
@@ -387,16 +327,13 @@ func (j *sending) parse(batch []inputLine) []sendItem {
 			j.report.refuse(line.number, badLine(jsonFault(err)))
 			continue
 		}
-		if n.Source == "" {
-			n.Source = j.cmd.Source
-		}
 		items = append(items, sendItem{line.number, n})
 	}
 	return items
 }
 
 func badLine(description string) *fault {
-	return &fault{code: connect.CodeInvalidArgument, message: description, violations: []*notifydv1.Violation{{Field: "json", Description: description}}}
+	return &fault{&client.Error{Code: connect.CodeInvalidArgument, Message: description, Violations: []*client.Violation{{Field: "json", Description: description}}}}
 }
 
 var jsonPlace = regexp.MustCompile(`^(?:syntax error )?\(line \d+:(\d+)\): `)
@@ -420,165 +357,4 @@ func (c *counted) Read(p []byte) (int, error) {
 	n, err := c.from.Read(p)
 	c.n.Add(int64(n))
 	return n, err
-}
-
-// sendReport counts and prints.
-type sendReport struct {
-	streams     *streams
-	json, quiet bool
-	size        int64 // of the input in bytes; -1: not known
-	began       time.Time
-
-	lines, bytes, waiting atomic.Int64
-
-	mu                                    sync.Mutex
-	accepted, duplicates, refused, failed int64
-	shown                                 bool // a progress line is on the terminal
-}
-
-func (r *sendReport) accept(duplicate bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if duplicate {
-		r.duplicates++
-	} else {
-		r.accepted++
-	}
-}
-
-func (r *sendReport) refuse(number int, f *fault) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.refused++
-	r.printFault(number, f)
-}
-
-func (r *sendReport) fail(number int, f *fault) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.failed++
-	r.printFault(number, f)
-}
-
-func (r *sendReport) unaccepted() int64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.refused + r.failed
-}
-
-type sendViolation struct {
-	Field       string `json:"field"`
-	Description string `json:"description"`
-}
-
-func (r *sendReport) printFault(number int, f *fault) {
-	r.clear()
-	if !r.json {
-		for _, text := range f.lines() {
-			say(r.streams.Err, "line %d: %s\n", number, text)
-		}
-		return
-	}
-	out := struct {
-		Type       string          `json:"type"`
-		Line       int             `json:"line"`
-		Code       string          `json:"code"`
-		Message    string          `json:"message"`
-		Violations []sendViolation `json:"violations,omitempty"`
-	}{Type: "error", Line: number, Code: f.code.String(), Message: f.message}
-	for _, v := range f.violations {
-		out.Violations = append(out.Violations, sendViolation{strings.TrimPrefix(v.Field, "notification."), v.Description})
-	}
-	printJSON(r.streams.Out, out)
-}
-
-// progress prints where the command stands until done is closed.
-func (r *sendReport) progress(done <-chan struct{}) {
-	if r.quiet || (r.json && !r.streams.ErrIsTerminal) {
-		return
-	}
-	every := 5 * time.Second
-	if r.streams.ErrIsTerminal {
-		every = 200 * time.Millisecond
-	}
-	ticker := time.NewTicker(every)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-done:
-			return
-		case <-ticker.C:
-			r.mu.Lock()
-			r.clear()
-			r.shown = r.streams.ErrIsTerminal
-			end := "\n"
-			if r.shown {
-				end = ""
-			}
-			say(r.streams.Err, "%s%s", r.standing(), end)
-			r.mu.Unlock()
-		}
-	}
-}
-
-// clear makes room where a progress line stands.
-func (r *sendReport) clear() {
-	if r.shown {
-		say(r.streams.Err, "\r\x1b[K")
-		r.shown = false
-	}
-}
-
-func (r *sendReport) standing() string {
-	text := fmt.Sprintf("%d accepted, %d duplicates, %d refused, %d failed; %.0f/s", r.accepted, r.duplicates, r.refused, r.failed, r.perSecond())
-	if waiting := r.waiting.Load(); waiting > 0 {
-		text += fmt.Sprintf("; %d wait to be tried again", waiting)
-	}
-	if r.size > 0 {
-		text += fmt.Sprintf("; %d%% read", 100*min(r.bytes.Load(), r.size)/r.size)
-	}
-	return text
-}
-
-func (r *sendReport) perSecond() float64 {
-	return float64(r.accepted+r.duplicates) / max(time.Since(r.began).Seconds(), 0.001)
-}
-
-// summary ends the report. It returns how many lines were read of which it is not known that they were taken or not.
-func (r *sendReport) summary(complete bool) (left int64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.clear()
-	left = r.lines.Load() - r.accepted - r.duplicates - r.refused - r.failed
-	took := time.Since(r.began)
-	if r.json {
-		printJSON(r.streams.Out, struct {
-			Type         string  `json:"type"`
-			Lines        int64   `json:"lines"`
-			Accepted     int64   `json:"accepted"`
-			Duplicates   int64   `json:"duplicates"`
-			Refused      int64   `json:"refused"`
-			Failed       int64   `json:"failed"`
-			NotSubmitted int64   `json:"notSubmitted"` // or without an answer
-			Complete     bool    `json:"complete"`     // the input was read to its end
-			Seconds      float64 `json:"seconds"`
-			PerSecond    float64 `json:"perSecond"`
-		}{"summary", r.lines.Load(), r.accepted, r.duplicates, r.refused, r.failed, left, complete, took.Seconds(), r.perSecond()})
-		return left
-	}
-	if left > 0 || !complete {
-		say(r.streams.Err, "stopped early: %d of the lines that were read have no answer%s\n", left, map[bool]string{false: "; the rest of the input was not read"}[complete])
-	}
-	if !r.quiet {
-		say(r.streams.Out, "%d lines in %s: %d accepted, %d duplicates, %d refused, %d failed; %.0f/s\n",
-			r.lines.Load(), took.Round(time.Millisecond), r.accepted, r.duplicates, r.refused, r.failed, r.perSecond())
-	}
-	return left
-}
-
-// printJSON writes one line.
-func printJSON(to io.Writer, value any) {
-	enc := json.NewEncoder(to)
-	enc.SetEscapeHTML(false)
-	_ = enc.Encode(value) // who closed the output does not want it
 }

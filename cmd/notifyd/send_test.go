@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -26,7 +29,7 @@ import (
 )
 
 func sendTo(url string) *sendCmd {
-	return &sendCmd{Server: url, Batch: 100, Concurrency: 4, RetryFor: 30 * time.Second}
+	return &sendCmd{connection: connection{Server: url}, Batch: 100, Concurrency: 4, RetryFor: 30 * time.Second}
 }
 
 func someLines(n int) string {
@@ -308,12 +311,84 @@ func TestSendTakesEachLineOnce(t *testing.T) {
 	}
 }
 
+// Over TLS, with files and keys as an operator gives them.
+func TestSendProvesItsCaller(t *testing.T) {
+	fake := &fakeIntake{taken: map[string]int{}}
+	var heard atomic.Value
+	mux := http.NewServeMux()
+	mux.Handle(notifydv1connect.NewNotificationServiceHandler(fake))
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		heard.Store(r.Header.Get("Authorization"))
+		mux.ServeHTTP(w, r)
+	}))
+	server.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert, MinVersion: tls.VersionTLS12}
+	server.StartTLS()
+	defer server.Close()
+	ca, cert, key := pemFiles(t, server)
+	send := func(env map[string]string, args ...string) (int, string) {
+		for _, name := range []string{"NOTIFYD_API_KEY", "NOTIFYD_HMAC_KEY"} {
+			t.Setenv(name, env[name])
+		}
+		var out, errs buffer
+		code := run(t.Context(), append([]string{"send", "--server", server.URL, "--retry-for", "0s"}, args...),
+			&streams{In: strings.NewReader(someLines(1)), Out: &out, Err: &errs})
+		return code, out.String() + errs.String()
+	}
+	files := []string{"--ca-file", ca, "--cert-file", cert, "--key-file", key}
+	for name, test := range map[string]struct {
+		env  map[string]string
+		args []string
+		want string
+	}{
+		"API key":                 {args: []string{"--api-key", anAPIKey}, want: "Bearer " + anAPIKey},
+		"HMAC key":                {args: []string{"--hmac-key", anHMACKey}, want: "NOTIFYD-HMAC-SHA256 key=abcdefghijklmnop,timestamp="},
+		"API key by environment":  {env: map[string]string{"NOTIFYD_API_KEY": anAPIKey}, want: "Bearer " + anAPIKey},
+		"HMAC key by environment": {env: map[string]string{"NOTIFYD_HMAC_KEY": anHMACKey}, want: "NOTIFYD-HMAC-SHA256 key="},
+	} {
+		code, said := send(test.env, append(test.args, files...)...)
+		if got, _ := heard.Load().(string); code != 0 || !strings.HasPrefix(got, test.want) {
+			t.Errorf("%s: exit code %d, authorization %q: %s", name, code, got, said)
+		}
+	}
+	for name, args := range map[string][]string{"server not trusted": nil, "no client certificate": {"--ca-file", ca}} {
+		code, said := send(nil, append(args, "--api-key", anAPIKey)...)
+		if code != exitUnreachable || strings.Contains(said, anAPIKey) {
+			t.Errorf("%s: exit code %d: %s", name, code, said)
+		}
+		wants(t, name, said, "cannot reach https://")
+	}
+	code, said := send(nil, "--api-key", anHMACKey)
+	if code != exitUsage || strings.Contains(said, anHMACKey) {
+		t.Errorf("wrong kind of key: exit code %d: %s", code, said)
+	}
+}
+
+// pemFiles are the server's own certificate, as a root, and a client's certificate with its key: the same.
+func pemFiles(t *testing.T, server *httptest.Server) (ca, cert, key string) {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(server.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	write := func(name, kind string, der []byte) string {
+		path := filepath.Join(folder, name)
+		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	cert = write("cert.pem", "CERTIFICATE", server.Certificate().Raw)
+	return cert, cert, write("key.pem", "PRIVATE KEY", der)
+}
+
 func TestSendUsage(t *testing.T) {
 	for name, change := range map[string]func(*sendCmd){
 		"batch":       func(c *sendCmd) { c.Batch = 1001 },
 		"concurrency": func(c *sendCmd) { c.Concurrency = 0 },
 		"retry":       func(c *sendCmd) { c.RetryFor = -time.Second },
 		"server":      func(c *sendCmd) { c.Server = "ftp://x" },
+		"key":         func(c *sendCmd) { c.APIKey = "secret" },
 		"file":        func(c *sendCmd) { c.File = "/no/such/file" },
 		"folder":      func(c *sendCmd) { c.File = t.TempDir() },
 	} {

@@ -18,6 +18,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/jackc/pgx/v5"
 
+	"notifyd/internal/proc"
 	"notifyd/internal/scenario"
 	notifydv1 "notifyd/proto/notifyd/v1"
 	"notifyd/proto/notifyd/v1/notifydv1connect"
@@ -124,7 +125,7 @@ func measureCase(ctx context.Context, s settings, binary, dataDir, kind string) 
 			rounds = append(rounds, r)
 		}
 	}
-	report(kind, rounds, s.perSlice, residentMiB(b.engine.pid()))
+	report(kind, rounds, s.perSlice, proc.ResidentMiB(b.engine.pid()))
 	return nil
 }
 
@@ -207,15 +208,15 @@ func (r round) ratio() float64     { return float64(r.floor) / float64(r.all()) 
 func (b *bench) round(ctx context.Context, n, nth int) (round, error) {
 	var r round
 	var err error
-	floor, sink := cpuOf(b.floor.pid()), cpuOf(b.sink.pid())
+	floor, sink := proc.CPU(b.floor.pid()), proc.CPU(b.sink.pid())
 	if r.floorWall, err = b.floor.turn(n); err != nil {
 		return r, err
 	}
-	r.floor = cpuOf(b.floor.pid()) - floor + cpuOf(b.sink.pid()) - sink
+	r.floor = proc.CPU(b.floor.pid()) - floor + proc.CPU(b.sink.pid()) - sink
 
 	began := time.Now()
-	sink = cpuOf(b.sink.pid())
-	engine, postgres, load := cpuOf(b.engine.pid()), cpuOfFamily(b.postmaster), cpuOf(b.load.pid())
+	sink = proc.CPU(b.sink.pid())
+	engine, postgres, load := proc.CPU(b.engine.pid()), proc.FamilyCPU(b.postmaster), proc.CPU(b.load.pid())
 	if _, err := b.load.turn(n); err != nil {
 		return r, err
 	}
@@ -223,8 +224,8 @@ func (b *bench) round(ctx context.Context, n, nth int) (round, error) {
 		return r, err
 	}
 	r.pipeWall = time.Since(began)
-	r.sink = cpuOf(b.sink.pid()) - sink
-	r.engine, r.postgres, r.load = cpuOf(b.engine.pid())-engine, cpuOfFamily(b.postmaster)-postgres, cpuOf(b.load.pid())-load
+	r.sink = proc.CPU(b.sink.pid()) - sink
+	r.engine, r.postgres, r.load = proc.CPU(b.engine.pid())-engine, proc.FamilyCPU(b.postmaster)-postgres, proc.CPU(b.load.pid())-load
 	return r, nil
 }
 

@@ -60,6 +60,13 @@ func (b *Batcher[T]) Do(ctx context.Context, item T) error {
 	}
 }
 
+// Len is how many items wait for their commit; those of the commit under way are not among them.
+func (b *Batcher[T]) Len() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.waiting)
+}
+
 // Wait returns when everything that was added has been committed.
 func (b *Batcher[T]) Wait() { b.running.Wait() }
 

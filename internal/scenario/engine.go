@@ -4,6 +4,7 @@ package scenario
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -59,6 +60,11 @@ type Engine struct {
 	Merchants     notifydv1connect.MerchantServiceClient
 	Intake, Admin string // URLs
 
+	*process
+}
+
+// process is what runs. Copies of an Engine that call it in another way share it.
+type process struct {
 	cmd    *exec.Cmd
 	exited chan struct{}
 	err    error
@@ -92,8 +98,18 @@ var ready = regexp.MustCompile(`^  (intake|admin)\s+(http://[^/\s]+)`)
 // Start runs `notifyd dev` on free ports without the demo, and returns when it is ready.
 func (b *Binary) Start(tb testing.TB, dataDir string, args ...string) *Engine {
 	tb.Helper()
-	e := &Engine{exited: make(chan struct{})}
-	args = append([]string{"dev", "--no-demo", "--intake-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--data-dir=" + dataDir}, args...)
+	return b.run(tb, append([]string{"dev", "--no-demo", "--intake-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--data-dir=" + dataDir}, args...))
+}
+
+// Serve runs `notifyd serve` on free ports, and returns when it is ready. It must log as JSON.
+func (b *Binary) Serve(tb testing.TB, dataDir string, args ...string) *Engine {
+	tb.Helper()
+	return b.run(tb, append([]string{"serve", "--intake-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--data-dir=" + dataDir}, args...))
+}
+
+func (b *Binary) run(tb testing.TB, args []string) *Engine {
+	tb.Helper()
+	e := &Engine{process: &process{exited: make(chan struct{})}}
 	e.cmd = exec.CommandContext(context.Background(), b.path, args...) // ended by Stop, Kill or the test's end
 	stdout, err := e.cmd.StdoutPipe()
 	if err != nil {
@@ -134,20 +150,43 @@ func (e *Engine) read(r io.Reader, began chan<- struct{}) {
 		line := lines.Text()
 		e.mu.Lock()
 		e.lines = append(e.lines, line)
-		if m := ready.FindStringSubmatch(line); m != nil {
-			switch m[1] {
-			case "intake":
-				e.Intake = m[2]
-			case "admin":
-				e.Admin = m[2]
-				close(began)
-			}
+		if e.learn(line) {
+			close(began)
 		}
 		e.mu.Unlock()
 	}
 	e.err = e.cmd.Wait()
 	close(e.exited)
 }
+
+// learn takes the addresses out of a line: of the banner, or of the log line that says ready. It reports the last of them.
+func (e *Engine) learn(line string) (last bool) {
+	if m := ready.FindStringSubmatch(line); m != nil {
+		if m[1] == "intake" {
+			e.Intake = m[2]
+			return false
+		}
+		e.Admin = m[2]
+		return true
+	}
+	var said struct{ Msg, Intake, Admin string }
+	if !strings.HasPrefix(line, "{") || json.Unmarshal([]byte(line), &said) != nil || said.Msg != "ready" {
+		return false
+	}
+	e.Intake, e.Admin = "http://"+said.Intake, "http://"+said.Admin
+	return true
+}
+
+// Signal sends a signal.
+func (e *Engine) Signal(tb testing.TB, sig os.Signal) {
+	tb.Helper()
+	if err := e.cmd.Process.Signal(sig); err != nil {
+		tb.Fatalf("signal notifyd: %v", err)
+	}
+}
+
+// Exited is closed when the process has ended.
+func (e *Engine) Exited() <-chan struct{} { return e.exited }
 
 // Output is everything the engine has said.
 func (e *Engine) Output() string {

@@ -84,6 +84,9 @@ func listFilters(f *fixture) {
 	add(settle(notification.StateDead, notification.ReasonGone))
 	add(settle(notification.StateDelivered, notification.ReasonAcknowledged))
 	add(settle(notification.StateExpired, notification.ReasonExpired))
+	add(func(n *notification.Notification) {
+		n.Source, n.RequestID, n.AcceptedAt = "another source", "7", at(7).Add(time.Second)
+	})
 	var records []ledger.Record
 	for _, n := range all {
 		n.ID = n.DeriveID()
@@ -96,7 +99,7 @@ func listFilters(f *fixture) {
 		filter ledger.Filter
 		want   []string
 	}{
-		"all":      {ledger.Filter{}, []string{"7", "6", "5", "4", "3", "2", "1", "0"}},
+		"all":      {ledger.Filter{}, []string{"7", "7", "6", "5", "4", "3", "2", "1", "0"}},
 		"merchant": {ledger.Filter{MerchantID: "m-2"}, []string{"2", "0"}},
 		"order":    {ledger.Filter{OrderID: "the order"}, []string{"1"}},
 		"scene":    {ledger.Filter{Scene: "scan"}, []string{"2"}},
@@ -108,7 +111,23 @@ func listFilters(f *fixture) {
 		"time":     {ledger.Filter{From: at(2), To: at(5)}, []string{"4", "3", "2"}},
 		"several":  {ledger.Filter{MerchantID: "m-2", Scene: "scan", From: at(0)}, []string{"2"}},
 		"none":     {ledger.Filter{MerchantID: "m-2", OrderID: "the order"}, nil},
-		"odd text": {ledger.Filter{MerchantID: `' or 1=1 --`}, nil},
+
+		"id":                       {ledger.Filter{ID: all[3].ID}, []string{"3"}},
+		"id and what it has":       {ledger.Filter{ID: all[3].ID, BatchID: "the batch", Source: "pay", RequestID: "3"}, []string{"3"}},
+		"id and what it has not":   {ledger.Filter{ID: all[3].ID, MerchantID: "m-2"}, nil},
+		"id of another time":       {ledger.Filter{ID: all[3].ID, From: at(4)}, nil},
+		"id of nothing":            {ledger.Filter{ID: notification.ID{1}}, nil},
+		"id with another request":  {ledger.Filter{ID: all[3].ID, RequestID: "4"}, nil},
+		"request of a source":      {ledger.Filter{RequestID: "4", Source: "the source"}, []string{"4"}},
+		"request of any source":    {ledger.Filter{RequestID: "4"}, []string{"4"}},
+		"request of another":       {ledger.Filter{RequestID: "4", Source: "pay"}, nil},
+		"request of two sources":   {ledger.Filter{RequestID: "7"}, []string{"7", "7"}},
+		"request, one of them":     {ledger.Filter{RequestID: "7", States: []notification.State{notification.StateExpired}}, []string{"7"}},
+		"request of nothing":       {ledger.Filter{RequestID: "nothing"}, nil},
+		"several states":           {ledger.Filter{States: []notification.State{notification.StateExpired, notification.StateDead}}, []string{"7", "5"}},
+		"merchant and reason":      {ledger.Filter{MerchantID: "m-1", Reason: notification.ReasonExpired}, []string{"7"}},
+		"source, state and reason": {ledger.Filter{Source: "pay", States: []notification.State{notification.StateDead}, Reason: notification.ReasonGone}, []string{"5"}},
+		"odd text":                 {ledger.Filter{MerchantID: `' or 1=1 --`}, nil},
 	} {
 		f.same(name, f.numbers(c.filter), c.want)
 	}
@@ -139,7 +158,7 @@ func listPages(f *fixture) {
 			}
 			seen[n.ID], last = true, n.AcceptedAt
 		}
-		back, err := ledger.ParseCursor(next.String())
+		back, err := ledger.ParseToken(next.Token(ledger.Filter{MerchantID: "m-1"}), ledger.Filter{MerchantID: "m-1"})
 		f.must(err)
 		f.same("cursor", back, next)
 		if next.IsZero() {

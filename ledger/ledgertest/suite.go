@@ -10,6 +10,7 @@ import (
 	"notifyd/ledger"
 	"notifyd/merchant"
 	"notifyd/notification"
+	"notifyd/source"
 )
 
 // Ledger is everything that both ledgers do.
@@ -22,6 +23,7 @@ type Ledger interface {
 	Find(ctx context.Context, id notification.ID) (*notification.Notification, []notification.Attempt, error)
 	FindMany(ctx context.Context, ids []notification.ID) (map[notification.ID]*notification.Notification, error)
 	List(ctx context.Context, f ledger.Filter, pageSize int, after ledger.Cursor) ([]*notification.Notification, ledger.Cursor, error)
+	Batch(ctx context.Context, batchID, sourceID string) (*ledger.BatchProgress, error)
 	Cancel(ctx context.Context, id notification.ID, operator string, now time.Time) (*notification.Notification, error)
 	Resend(ctx context.Context, id notification.ID, operator string, now time.Time) (*notification.Notification, error)
 	Feed(ctx context.Context, horizon time.Time, limit int) ([]*notification.Notification, error)
@@ -30,8 +32,16 @@ type Ledger interface {
 	MerchantsSince(ctx context.Context, version int64) ([]*merchant.Merchant, error)
 	ListMerchants(ctx context.Context, after string, limit int) ([]*merchant.Merchant, error)
 	GetMerchant(ctx context.Context, id string) (*merchant.Merchant, error)
+	PutSource(ctx context.Context, s *source.Source, ifVersion *int64) (*source.Source, error)
+	SourcesSince(ctx context.Context, version int64) ([]*source.Source, error)
+	ListSources(ctx context.Context, after string, limit int) ([]*source.Source, error)
+	GetSource(ctx context.Context, id string) (*source.Source, error)
 	Reservations(ctx context.Context, from, to time.Time, after ledger.ProofCursor, limit int) ([]ledger.ProofRow, ledger.ProofCursor, error)
 	MarkAnswered(ctx context.Context, ids []notification.ID) error
+	PutAlarms(ctx context.Context, alarms []ledger.Alarm) error
+	OpenAlarms(ctx context.Context, node string) ([]ledger.Alarm, error)
+	RecentAlarms(ctx context.Context, limit int) ([]ledger.Alarm, error)
+	Overdue(ctx context.Context, before time.Time) (ledger.Overdue, error)
 	MaintainPartitions(ctx context.Context, now time.Time) error
 }
 
@@ -57,6 +67,7 @@ func Run(t *testing.T, open Open) {
 		{"find: many", findMany},
 		{"list: filters", listFilters},
 		{"list: stable pages", listPages},
+		{"batch: progress", batchProgress},
 		{"claim: verdicts", claimVerdicts},
 		{"claim: a record ends it", claimEndedByRecord},
 		{"claim: one of fifty", claimRace},
@@ -66,8 +77,13 @@ func Run(t *testing.T, open Open) {
 		{"feed: once over two feeders", feedOnce},
 		{"feed: only what is far and due", feedChoice},
 		{"rescue", rescue},
+		{"overdue", overdue},
+		{"alarms", alarms},
 		{"merchants", merchants},
 		{"merchants: versions become visible in order", merchantVersions},
+		{"sources", sources},
+		{"sources: of changes over one version one wins", sourceRace},
+		{"sources: versions become visible in order", sourceVersions},
 		{"reservations: the proof's pages", proof},
 	} {
 		t.Run(c.name, func(t *testing.T) {

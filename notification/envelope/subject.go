@@ -31,6 +31,9 @@ func DueSubject(shard int) string {
 	return "retry." + strconv.Itoa(shard%RetryStreams) + ".due." + strconv.Itoa(shard)
 }
 
+// DueSubjects are the due subjects of one retry stream.
+func DueSubjects(stream int) string { return "retry." + strconv.Itoa(stream) + ".due.*" }
+
 // RetrySubjects are all subjects of one retry stream.
 func RetrySubjects(stream int) []string { return []string{"retry." + strconv.Itoa(stream) + ".>"} }
 

@@ -1,4 +1,5 @@
-package main
+// Package proc reads what Linux knows of processes.
+package proc
 
 import (
 	"fmt"
@@ -31,14 +32,14 @@ func readStat(pid string) (stat, bool) {
 	return stat{parent: number(4), cpu: ticks(14, 15), ended: ticks(16, 17)}, true
 }
 
-// cpuOf is the CPU time of one process so far.
-func cpuOf(pid int) time.Duration {
+// CPU is the CPU time of one process so far.
+func CPU(pid int) time.Duration {
 	s, _ := readStat(strconv.Itoa(pid))
 	return s.cpu
 }
 
-// cpuOfFamily is the CPU time so far of a process and its children, those that have ended included.
-func cpuOfFamily(leader int) time.Duration {
+// FamilyCPU is the CPU time so far of a process and its children, those that have ended included.
+func FamilyCPU(leader int) time.Duration {
 	all, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return 0
@@ -53,8 +54,8 @@ func cpuOfFamily(leader int) time.Duration {
 	return sum
 }
 
-// residentMiB is a process' resident memory.
-func residentMiB(pid int) int {
+// ResidentMiB is a process' resident memory.
+func ResidentMiB(pid int) int {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
 	if err != nil {
 		return 0

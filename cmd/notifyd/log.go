@@ -1,0 +1,90 @@
+package main
+
+import (
+	"crypto/rand"
+	"fmt"
+	"net/http"
+	"net/url"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// logConfig says what is logged, and how. Log lines go to the error stream.
+type logConfig struct {
+	// Level is the least one that is written: debug, info, warn or error.
+	Level string `yaml:"level"`
+	// Format is console, for people, or json, for machines.
+	Format string `yaml:"format"`
+	// Attempts writes a line for each attempt.
+	Attempts bool `yaml:"attempts"`
+}
+
+func (c logConfig) validate() error {
+	if _, err := zapcore.ParseLevel(c.Level); err != nil {
+		return fmt.Errorf("log.level: %q: must be debug, info, warn or error", c.Level)
+	}
+	if c.Format != "console" && c.Format != "json" {
+		return fmt.Errorf("log.format: %q: must be console or json", c.Format)
+	}
+	return nil
+}
+
+// newLogger writes log lines to the error stream; the level can be changed while it runs.
+func newLogger(c logConfig, s *streams) (*zap.Logger, zap.AtomicLevel, error) {
+	level := zap.NewAtomicLevel()
+	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+		return nil, level, fmt.Errorf("log.level: %w", err)
+	}
+	var encoder zapcore.Encoder
+	if c.Format == "json" {
+		enc := zap.NewProductionEncoderConfig()
+		enc.TimeKey, enc.EncodeTime, enc.EncodeDuration = "time", zapcore.RFC3339NanoTimeEncoder, zapcore.StringDurationEncoder
+		encoder = zapcore.NewJSONEncoder(enc)
+	} else {
+		enc := zap.NewDevelopmentEncoderConfig()
+		enc.EncodeTime, enc.CallerKey = zapcore.TimeEncoderOfLayout("15:04:05.000"), ""
+		encoder = zapcore.NewConsoleEncoder(enc)
+	}
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(s.Err)), level)), level, nil
+}
+
+// withoutQuery keeps what may be secret out of a line: a query string, and a user's password.
+func withoutQuery(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "(not a URL)"
+	}
+	u.RawQuery, u.ForceQuery, u.Fragment, u.User = "", false, "", nil
+	return u.String()
+}
+
+const requestIDHeader = "X-Request-Id"
+
+// requestIDs gives every call a name that its log lines and its answer carry: the caller's own, or a new one.
+func requestIDs(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := r.Header.Get(requestIDHeader)
+		if !plainName(id) {
+			id = rand.Text()
+			r.Header.Set(requestIDHeader, id)
+		}
+		w.Header().Set(requestIDHeader, id)
+		next.ServeHTTP(w, r)
+	})
+}
+
+// plainName tells what can stand in a log line as it is.
+func plainName(text string) bool {
+	if text == "" || len(text) > 128 {
+		return false
+	}
+	for _, c := range []byte(text) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_', c == '.', c == ':', c == '/':
+		default:
+			return false
+		}
+	}
+	return true
+}
