@@ -86,7 +86,9 @@ func (e *Error) Temporary() bool {
 	switch e.Code {
 	case connect.CodeUnavailable:
 		return !e.untrusted()
-	case connect.CodeResourceExhausted, connect.CodeDeadlineExceeded:
+	case connect.CodeResourceExhausted: // without an instant to come back at it is a bound: too large today is too large tomorrow
+		return e.RetryAfter > 0 || !e.Answered
+	case connect.CodeDeadlineExceeded:
 		return true
 	case connect.CodeCanceled, connect.CodeUnknown, connect.CodeAborted:
 		return !e.Answered // a connection that broke

@@ -188,8 +188,9 @@ func (m *Monitor) facts() Facts {
 	if m.parts.Dispatcher != nil {
 		f.Started = m.parts.Dispatcher().Started
 	}
+	f.Sendable = s.Untaken // also on a node that sends nothing itself: that nobody takes it is seen from there too
 	if m.parts.Async != nil {
-		f.Sendable = uint64(m.parts.Async().Stalled) + s.Untaken //nolint:gosec // counts
+		f.Sendable += uint64(m.parts.Async().Stalled) //nolint:gosec // a count
 	}
 	if m.parts.Ledger != nil {
 		f.LedgerBehind, f.LedgerFull = lag(m.parts.Ledger(), f.Now)

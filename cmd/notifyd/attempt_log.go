@@ -9,7 +9,7 @@ import (
 	"notifyd/notification"
 )
 
-// onlyAttempts is an observer of everything that listens to nothing; those that embed it listen to attempts.
+// onlyAttempts listens to nothing: those that embed it listen to attempts and nothing else.
 type onlyAttempts struct{}
 
 // Answered is not listened to.

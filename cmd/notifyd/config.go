@@ -71,12 +71,13 @@ type ledgerConfig struct {
 }
 
 // masterKeyVariable holds the master key itself, before any file.
-const masterKeyVariable = "NOTIFYD_MASTER_KEY" //nolint:gosec // a name
+const masterKeyVariable = "NOTIFYD_MASTER_KEY"
 
 // foreignVariables begin like settings and are none.
 func foreignVariables() []string {
 	return []string{
 		masterKeyVariable, "NOTIFYD_POSTGRES_BUNDLE", "NOTIFYD_API_KEY", "NOTIFYD_HMAC_KEY", "NOTIFYD_OPERATOR_KEY", "NOTIFYD_CONFIG", "NOTIFYD_SERVER",
+		"NOTIFYD_CA_FILE", "NOTIFYD_CERT_FILE", "NOTIFYD_KEY_FILE",
 	}
 }
 

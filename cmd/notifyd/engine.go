@@ -56,10 +56,11 @@ type engine struct {
 
 // stores are where notifications rest.
 type stores struct {
-	conn    *nats.Conn
-	js      jetstream.JetStream
-	memory  *ledger.Postgres
-	crashed bool // NATS may have died with the last run, or be older than the ledger: it may have forgotten what it handed out
+	conn        *nats.Conn
+	js          jetstream.JetStream
+	memory      *ledger.Postgres
+	checkQueues func() error // what the server in this process says of itself; nil: there is none
+	crashed     bool         // NATS may have died with the last run, or be older than the ledger: it may have forgotten what it handed out
 }
 
 // startEngine starts a node: the queues and the ledger, in this process or connected to, then the parts of its roles.
@@ -148,6 +149,7 @@ func (e *engine) embedNATS(ctx context.Context, s *stores, log *zap.Logger) (*na
 		return nil, err
 	}
 	e.parts.opened("nats", func() error { return withTimeout(10*time.Second, server.Stop) })
+	s.checkQueues = server.Check
 	return server.Connect(nats.Name("notifyd"), nats.MaxReconnects(-1))
 }
 
@@ -303,6 +305,11 @@ func (e *engine) startAdmin(ctx context.Context, s stores, l *lanes, tally *heal
 	watched := health.Parts{
 		Node: e.cfg.nodeName(), Log: e.log.Named("health"), Now: now, Tally: tally, Store: s.memory, Postgres: s.memory.Ping,
 		NATS: func(ctx context.Context) error {
+			if s.checkQueues != nil {
+				if err := s.checkQueues(); err != nil {
+					return err
+				}
+			}
 			_, err := s.js.AccountInfo(ctx)
 			return err
 		},
@@ -360,7 +367,7 @@ func (e *engine) startIntake(ctx context.Context, l *lanes) error {
 func (e *engine) intakeHandler() (http.Handler, error) {
 	mux := http.NewServeMux()
 	with := []connect.HandlerOption{
-		connect.WithReadMaxBytes(dispatcher.MaxRequestBytes),
+		connect.WithReadMaxBytes(dispatcher.MaxRequestBytes), dispatcher.StrictJSON(),
 		connect.WithInterceptors(callLog{log: e.log.Named("intake"), caller: func(ctx context.Context) string { return dispatcher.CallerOf(ctx).String() }}),
 	}
 	if e.tracing != nil {

@@ -30,8 +30,8 @@ type versionCmd struct{}
 
 // Run prints the version that the binary was built from.
 func (versionCmd) Run(s *streams) error {
-	fmt.Fprintln(s.Out, "notifyd", version())
-	return nil
+	_, err := fmt.Fprintln(s.Out, "notifyd", version())
+	return err
 }
 
 // version is what the binary was built from.

@@ -17,7 +17,8 @@ import (
 
 // proveCmd checks that nothing that was accepted is lost.
 type proveCmd struct {
-	Server string         `help:"The intake." default:"http://127.0.0.1:8700" env:"NOTIFYD_SERVER"`
+	connection
+	operatorFlag
 	Before string         `help:"Check what was accepted before this instant (RFC 3339)." xor:"cutoff" placeholder:"2026-11-22T10:00:00Z"`
 	Age    *time.Duration `help:"Check what was accepted at least so long ago. Without it the server decides: 30s." xor:"cutoff" placeholder:"30s"`
 	From   string         `help:"Leave out what was accepted before this instant (RFC 3339)." placeholder:"2026-11-22T00:00:00Z"`
@@ -44,7 +45,7 @@ func (c *proveCmd) Run(ctx context.Context, s *streams) error {
 	if err != nil {
 		return err
 	}
-	to, err := connection{Server: c.Server}.remote()
+	to, err := c.remote(c.options()...)
 	if err != nil {
 		return err
 	}

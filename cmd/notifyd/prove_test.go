@@ -56,7 +56,7 @@ func TestProve(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var r runner
-			if code := r.exec(t.Context(), &proveCmd{Server: serveFake(t, test.fake)}); code != test.code {
+			if code := r.exec(t.Context(), &proveCmd{connection: connection{Server: serveFake(t, test.fake)}}); code != test.code {
 				t.Errorf("exit code %d, want %d", code, test.code)
 			}
 			wants(t, "the report", strings.Join(strings.Fields(r.out.String()+r.err.String()), " "), normal(test.says)...)
@@ -64,14 +64,14 @@ func TestProve(t *testing.T) {
 	}
 	t.Run("unreachable", func(t *testing.T) {
 		var r runner
-		if code := r.exec(t.Context(), &proveCmd{Server: closedPort(t)}); code != exitUnreachable {
+		if code := r.exec(t.Context(), &proveCmd{connection: connection{Server: closedPort(t)}}); code != exitUnreachable {
 			t.Errorf("exit code %d", code)
 		}
 		wants(t, "standard error", r.err.String(), "cannot reach")
 	})
 	t.Run("JSON", func(t *testing.T) {
 		var r runner
-		if code := r.exec(t.Context(), &proveCmd{Server: serveFake(t, proves(counts(1, "id1"))), JSON: true}); code != exitSome {
+		if code := r.exec(t.Context(), &proveCmd{connection: connection{Server: serveFake(t, proves(counts(1, "id1")))}, JSON: true}); code != exitSome {
 			t.Errorf("exit code %d", code)
 		}
 		first, last, _ := strings.Cut(r.out.String(), "\n")

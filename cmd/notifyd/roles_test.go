@@ -20,6 +20,7 @@ type stack struct {
 	t    *testing.T
 	dir  string
 	file string
+	pg   *scenario.Postgres
 }
 
 func newStack(t *testing.T, more string) *stack {
@@ -27,34 +28,36 @@ func newStack(t *testing.T, more string) *stack {
 	dir := scenario.DataDir(t)
 	ca := scenario.NewCA(t, dir)
 	natsURL := scenario.StartNATS(t, filepath.Join(dir, "nats"), ca)
-	pgURL := scenario.StartPostgres(t, filepath.Join(dir, "pg"))
+	pg := scenario.StartPostgres(t, filepath.Join(dir, "pg"))
 	key := filepath.Join(dir, "shared.key")
 	if out, exit := notifyd(t, "keygen", "master", key); exit != 0 {
 		t.Fatalf("keygen master: %s", out)
 	}
-	s := &stack{t: t, dir: dir}
-	s.file = writeFile(t, dir, "notifyd.yaml", fmt.Sprintf(`
+	s := &stack{t: t, dir: dir, pg: pg}
+	s.file = writeConfig(t, dir, fmt.Sprintf(`
 drain_notice: 0s
 callers: {required: false}
 egress: {allowed_networks: [127.0.0.0/8]}
 nats: {url: %q, user: %s, password: %s, tls: {ca_file: %q}}
 postgres: {url: %q}
 ledger: {master_key_file: %q}
-%s`, natsURL, scenario.NATSUser, scenario.NATSPassword, ca.File, pgURL, key, more))
+%s`, natsURL, scenario.NATSUser, scenario.NATSPassword, ca.File, pg.URL, key, more))
 	return s
 }
 
 // node runs a node with some roles, or all.
-func (s *stack) node(name, roles string, args ...string) *world {
+func (s *stack) node(name, roles string) *world {
 	s.t.Helper()
+	args := []string{"--config=" + s.file}
 	if roles != "" {
 		args = append(args, "--roles="+roles)
 	}
-	return serve(s.t, filepath.Join(s.dir, name), append([]string{"--config=" + s.file}, args...)...)
+	return serve(s.t, filepath.Join(s.dir, name), args...)
 }
 
 // One node with all roles does the main job on external NATS and Postgres, and is killed and drained like any other.
 func TestServeOnExternalStores(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, "")
 	w := s.node("all", "")
 	m := scenario.NewMerchant(t)
@@ -84,6 +87,7 @@ func TestServeOnExternalStores(t *testing.T) {
 
 // Each role is a process of its own. Stopping one stops what it does and nothing else, and loses nothing.
 func TestRolesApart(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, "retry: {window: 4s, sweep_every: 200ms, grace: 1s}")
 	intake := s.node("intake", "intake")
 	sync := s.node("sync", "sync")

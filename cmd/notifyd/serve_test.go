@@ -20,6 +20,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"notifyd/client"
 	"notifyd/internal/scenario"
 	notifydv1 "notifyd/proto/notifyd/v1"
 	"notifyd/proto/notifyd/v1/notifydv1connect"
@@ -48,9 +49,9 @@ func operatorKey(t *testing.T, name string) (key, yaml string) {
 	return regexp.MustCompile(`no_\S+`).FindString(out), out[strings.Index(out, "callers:"):]
 }
 
-func writeFile(t *testing.T, dir, name, content string) string {
+func writeConfig(t *testing.T, dir, content string) string {
 	t.Helper()
-	path := filepath.Join(dir, name)
+	path := filepath.Join(dir, "notifyd.yaml")
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -71,11 +72,11 @@ func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // as is the same engine, called with a key; it has sources too.
 func (w *world) as(key string) (*world, notifydv1connect.SourceServiceClient) {
-	client := &http.Client{Transport: bearer{key, http.DefaultTransport}} //nolint:forbidigo // a test's own calls
+	caller := &http.Client{Transport: bearer{key, http.DefaultTransport}}
 	e := *w.Engine
-	e.Notifications = notifydv1connect.NewNotificationServiceClient(client, w.Intake)
-	e.Merchants = notifydv1connect.NewMerchantServiceClient(client, w.Intake)
-	return &world{Engine: &e, t: w.t, ctx: w.ctx}, notifydv1connect.NewSourceServiceClient(client, w.Intake)
+	e.Notifications = notifydv1connect.NewNotificationServiceClient(caller, w.Intake)
+	e.Merchants = notifydv1connect.NewMerchantServiceClient(caller, w.Intake)
+	return &world{Engine: &e, t: w.t, ctx: w.ctx}, notifydv1connect.NewSourceServiceClient(caller, w.Intake)
 }
 
 func serve(t *testing.T, dataDir string, args ...string) *world {
@@ -92,7 +93,7 @@ func (w *world) page(path string) (status int, body string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	res, err := http.DefaultClient.Do(req) //nolint:forbidigo // a test's own calls
+	res, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return 0, err.Error()
 	}
@@ -110,13 +111,35 @@ func (w *world) source(sources notifydv1connect.SourceServiceClient, s *notifydv
 	if _, err := sources.PutSource(w.ctx, connect.NewRequest(&notifydv1.PutSourceRequest{Source: s})); err != nil {
 		w.t.Fatalf("put source %s: %v", s.Id, err)
 	}
-	made, err := sources.CreateSourceKey(w.ctx, connect.NewRequest(&notifydv1.CreateSourceKeyRequest{
-		SourceId: s.Id, Kind: notifydv1.SourceKeyKind_SOURCE_KEY_KIND_API_KEY, Label: "test",
-	}))
+	return w.sourceKey(sources, s.Id, notifydv1.SourceKeyKind_SOURCE_KEY_KIND_API_KEY)
+}
+
+func (w *world) sourceKey(sources notifydv1connect.SourceServiceClient, id string, kind notifydv1.SourceKeyKind) string {
+	w.t.Helper()
+	made, err := sources.CreateSourceKey(w.ctx, connect.NewRequest(&notifydv1.CreateSourceKeyRequest{SourceId: id, Kind: kind, Label: "test"}))
 	if err != nil {
-		w.t.Fatalf("create key of %s: %v", s.Id, err)
+		w.t.Fatalf("create key of %s: %v", id, err)
 	}
 	return made.Msg.Secret
+}
+
+// signs submits through the Go client, with a key that is never sent.
+func (w *world) signs(key string, n *notifydv1.Notification) {
+	w.t.Helper()
+	c, err := client.New(w.Intake, client.WithHMACKey(key))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer func() {
+		if err := c.Close(w.ctx); err != nil {
+			w.t.Error(err)
+		}
+	}()
+	got, err := c.Submit(w.ctx, n)
+	if err != nil {
+		w.t.Fatalf("submit with a signature: %v", err)
+	}
+	w.until(got.Id, notifydv1.State_STATE_DELIVERED)
 }
 
 const onLoopback = `
@@ -127,9 +150,10 @@ egress: {allowed_networks: [127.0.0.0/8]}
 // A node as a platform team would run it: nobody gets in without a key, a source does what it may, metrics and health
 // answer, SIGHUP takes over new rules, SIGTERM drains in two steps, and the log says it all without a secret.
 func TestServe(t *testing.T) {
+	t.Parallel()
 	dir := scenario.DataDir(t)
 	key, operators := operatorKey(t, "mei")
-	file := writeFile(t, dir, "notifyd.yaml", onLoopback+operators)
+	file := writeConfig(t, dir, onLoopback+operators)
 	w := serve(t, dir, "--config="+file)
 	m := scenario.NewMerchant(t)
 
@@ -146,6 +170,7 @@ func TestServe(t *testing.T) {
 	if got := service.submit(draft("tea-house", "scan", "2")); got.State != notifydv1.State_STATE_DELIVERED || got.Rule != "default" && got.Rule == "" {
 		t.Errorf("scan: %v", got)
 	}
+	service.signs(operator.sourceKey(sources, "pay-core", notifydv1.SourceKeyKind_SOURCE_KEY_KIND_HMAC), draft("tea-house", "payout", "signed"))
 	if _, err := service.trySubmit(draft("bakery", "payout", "3")); code(err) != connect.CodePermissionDenied {
 		t.Errorf("another merchant: %v", err)
 	}
@@ -154,7 +179,7 @@ func TestServe(t *testing.T) {
 		t.Errorf("/readyz: %d %s", status, text)
 	}
 	_, metrics := w.page("/metrics")
-	for _, line := range []string{`notifyd_attempts_total{kind="send",outcome="delivered",reason="acknowledged",trigger="auto"} 2`} {
+	for _, line := range []string{`notifyd_attempts_total{kind="send",outcome="delivered",reason="acknowledged",trigger="auto"} 3`} {
 		if !strings.Contains(metrics, line) {
 			t.Errorf("/metrics lacks %s", line)
 		}
@@ -162,7 +187,7 @@ func TestServe(t *testing.T) {
 
 	// SIGHUP: a new rule holds from now on; what needs a restart is named; a fault changes nothing.
 	ruled := onLoopback + operators + "async: {in_flight: 5}\nrouter: {rules: [{name: teas-by-alipay, when: {merchants: [tea-house]}, then: {schedule: alipay}}]}\n"
-	writeFile(t, dir, "notifyd.yaml", ruled)
+	writeConfig(t, dir, ruled)
 	w.Signal(t, syscall.SIGHUP)
 	scenario.Within(t, 10*time.Second, "the reload is in the log", func() bool {
 		return strings.Contains(w.Output(), "the configuration is reloaded")
@@ -173,7 +198,7 @@ func TestServe(t *testing.T) {
 	if got := service.submit(draft("tea-house", "payout", "4")); got.Rule != "teas-by-alipay" {
 		t.Errorf("after the reload rule %q decides", got.Rule)
 	}
-	writeFile(t, dir, "notifyd.yaml", "router: {rulez: []}\n")
+	writeConfig(t, dir, "router: {rulez: []}\n")
 	w.Signal(t, syscall.SIGHUP)
 	scenario.Within(t, 10*time.Second, "the fault is in the log", func() bool {
 		return strings.Contains(w.Output(), "router.rulez: unknown key")
@@ -191,7 +216,7 @@ func TestServe(t *testing.T) {
 	late := service.submit(draft("tea-house", "payout", "6")).Id
 	select {
 	case <-w.Exited():
-	case <-time.After(30 * time.Second): //nolint:forbidigo // the test's own patience
+	case <-time.After(30 * time.Second):
 		t.Fatal("the node does not stop")
 	}
 	if m.Count()[late] != 1 {
@@ -230,11 +255,12 @@ func checkLog(t *testing.T, log, id string) {
 // TLS on the intake: a source proves itself by its certificate, a new certificate is taken over by SIGHUP, and an expired
 // one is not.
 func TestServeOverTLS(t *testing.T) {
+	t.Parallel()
 	dir := scenario.DataDir(t)
 	ca := scenario.NewCA(t, dir)
 	certFile, keyFile := ca.Issue(t, "intake", nil)
 	operator, operators := operatorKey(t, "mei")
-	file := writeFile(t, dir, "notifyd.yaml", fmt.Sprintf("%s%sintake: {tls: {cert_file: %q, key_file: %q, client_ca_file: %q}}\n", onLoopback, operators, certFile, keyFile, ca.File))
+	file := writeConfig(t, dir, fmt.Sprintf("%s%sintake: {tls: {cert_file: %q, key_file: %q, client_ca_file: %q}}\n", onLoopback, operators, certFile, keyFile, ca.File))
 	w := serve(t, dir, "--config="+file, "--set=drain_notice=0s")
 	server := strings.Replace(w.Intake, "http:", "https:", 1)
 	m := scenario.NewMerchant(t)
@@ -246,17 +272,17 @@ func TestServeOverTLS(t *testing.T) {
 	}
 	with := func(key string, certs ...tls.Certificate) *world {
 		transport := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, Certificates: certs}, ForceAttemptHTTP2: true, DisableKeepAlives: true}
-		client := &http.Client{Transport: transport}
+		caller := &http.Client{Transport: transport}
 		if key != "" {
-			client.Transport = bearer{key, transport}
+			caller.Transport = bearer{key, transport}
 		}
 		e := *w.Engine
-		e.Notifications = notifydv1connect.NewNotificationServiceClient(client, server, connect.WithGRPC())
-		e.Merchants = notifydv1connect.NewMerchantServiceClient(client, server)
+		e.Notifications = notifydv1connect.NewNotificationServiceClient(caller, server, connect.WithGRPC())
+		e.Merchants = notifydv1connect.NewMerchantServiceClient(caller, server)
 		c := &world{Engine: &e, t: t, ctx: w.ctx}
 		if key != "" {
 			c.merchant("tea-house", m.URL, nil)
-			c.source(notifydv1connect.NewSourceServiceClient(client, server), &notifydv1.Source{Id: "pay-core", Merchants: []string{"*"}, Certificates: []string{"dns:pay-core.internal"}})
+			c.source(notifydv1connect.NewSourceServiceClient(caller, server), &notifydv1.Source{Id: "pay-core", Merchants: []string{"*"}, Certificates: []string{"dns:pay-core.internal"}})
 		}
 		return c
 	}
@@ -278,7 +304,7 @@ func TestServeOverTLS(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		return conn.(*tls.Conn).ConnectionState().PeerCertificates[0].SerialNumber.String() //nolint:errcheck // of a tls.Dialer
+		return conn.(*tls.Conn).ConnectionState().PeerCertificates[0].SerialNumber.String()
 	}
 	before := serial()
 	ca.Issue(t, "intake", nil)
@@ -296,13 +322,14 @@ func TestServeOverTLS(t *testing.T) {
 
 // A submission is one trace from its caller to the merchant, whose request carries it on when the operator wants that.
 func TestTraced(t *testing.T) {
+	t.Parallel()
 	spans := make(chan []byte, 100)
 	collector := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if body, err := io.ReadAll(r.Body); err == nil {
 			spans <- body
 		}
 	})}
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // listens at once
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

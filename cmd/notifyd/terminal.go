@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"notifyd/dispatcher"
 	"notifyd/notification"
 )
 
@@ -31,18 +30,6 @@ func (t *terminal) Attempted(after *notification.Notification, a *notification.A
 	defer t.mu.Unlock()
 	_, _ = io.WriteString(t.out, line) // a terminal that is gone must not stop deliveries
 }
-
-// Answered prints nothing: one line an attempt is enough for a terminal.
-func (*terminal) Answered(dispatcher.Answer) {}
-
-// Deferred prints nothing.
-func (*terminal) Deferred(*notification.Notification, notification.Reason) {}
-
-// Settled prints nothing.
-func (*terminal) Settled(*notification.Notification) {}
-
-// BreakerOpened prints nothing.
-func (*terminal) BreakerOpened(string) {}
 
 func next(n *notification.Notification, a *notification.Attempt) string {
 	if n.State == notification.StateRetrying {

@@ -17,7 +17,7 @@ import (
 // NATSUser and NATSPassword are who may use a NATS of the tests.
 const (
 	NATSUser     = "notifyd"
-	NATSPassword = "s3cret-of-nats" //nolint:gosec // of a server that lives as long as a test
+	NATSPassword = "s3cret-of-nats"
 )
 
 // StartNATS runs a NATS server with JetStream over TLS, which wants a password. It returns its URL.
@@ -47,22 +47,41 @@ func StartNATS(tb testing.TB, dir string, ca *CA) string {
 	return fmt.Sprintf("tls://%s", ns.Addr())
 }
 
-// StartPostgres runs a private Postgres for nodes of other processes. It returns its URL.
-func StartPostgres(tb testing.TB, dir string) string {
+// Postgres is a private Postgres for nodes of other processes.
+type Postgres struct {
+	URL string
+	dir string
+	pg  *postgres.Server
+}
+
+// StartPostgres runs one until the test ends.
+func StartPostgres(tb testing.TB, dir string) *Postgres {
 	tb.Helper()
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // Postgres runs as another user below it
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		tb.Fatal(err)
 	}
-	pg, err := postgres.Start(tb.Context(), postgres.Config{Dir: dir, Log: zap.NewNop()})
+	p := &Postgres{dir: dir}
+	p.Start(tb)
+	tb.Cleanup(func() { p.Stop(tb) })
+	return p
+}
+
+// Start runs it, also again after Stop, under the same URL.
+func (p *Postgres) Start(tb testing.TB) {
+	tb.Helper()
+	pg, err := postgres.Start(context.WithoutCancel(tb.Context()), postgres.Config{Dir: p.dir, Log: zap.NewNop()})
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		if err := pg.Stop(ctx); err != nil {
-			tb.Error(err)
-		}
-	})
-	return pg.URL()
+	p.pg, p.URL = pg, pg.URL()
+}
+
+// Stop ends it; more calls are harmless.
+func (p *Postgres) Stop(tb testing.TB) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := p.pg.Stop(ctx); err != nil {
+		tb.Error(err)
+	}
 }
