@@ -30,7 +30,7 @@ NEED_LINT      := $(STAMPS)/golangci-lint-$(GOLANGCI_LINT) $(STAMPS)/buf-$(BUF) 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup build run test lint generate check-generated fuzz bench vuln measure clean
+.PHONY: help setup build run test lint generate check-generated fuzz bench search vuln measure clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ fuzz: ## every fuzz target for FUZZTIME (3s)
 
 bench: ## the whole engine under load; ARGS="--flag value"
 	go run ./internal/bench $(ARGS)
+
+search: ## fill a ledger with millions of notifications and measure its queries; ARGS="--rows 10000000"
+	go run ./internal/search $(ARGS)
 
 vuln: $(STAMPS)/govulncheck-$(GOVULNCHECK) ## known vulnerabilities; needs their database, so it is no part of test
 	govulncheck ./...
