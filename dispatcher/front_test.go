@@ -91,7 +91,7 @@ func newNode(t *testing.T, cfg CallersConfig, memory *ledger.Memory, clock *hand
 	must(t, err)
 	f.Dispatcher, err = New(DefaultConfig(), Parts{
 		Ledger: memory, Store: memory, Merchants: merchant.NewRegistry(), Sources: source.NewRegistry(), SourceStore: memory, Router: routes,
-		URLs: anyURL{}, Delay: &fakeDelay{log: &journal{}}, Hand: hand.NewTable(), Places: fakePlaces{}, Observer: Observers{}, Log: zap.NewNop(), Now: clock.now,
+		URLs: anyURL{}, Delay: &fakeDelay{log: &journal{}}, Hand: hand.NewTable(), Places: fakePlaces{}, Observer: Observers{}, Log: zap.New(core), Now: clock.now,
 	})
 	must(t, err)
 	f.Connect(&fakeAsync{log: &journal{}}, nil)

@@ -96,6 +96,16 @@ func (d *Dispatcher) GetNotification(ctx context.Context, req *connect.Request[n
 	for i := range attempts {
 		out.Attempts = append(out.Attempts, attemptToProto(&attempts[i]))
 	}
+	switch {
+	case seesAll(ctx):
+	case req.Msg.RevealReason != "":
+		d.log.Info("bodies are revealed", zap.Stringer("id", id), zap.String("to", CallerOf(ctx).String()), zap.String("why", req.Msg.RevealReason))
+	default:
+		out.Masked = maskNotification(out.Notification)
+		for _, a := range out.Attempts {
+			out.Masked = maskAttempt(a) || out.Masked
+		}
+	}
 	return connect.NewResponse(out), nil
 }
 
@@ -153,7 +163,11 @@ func (d *Dispatcher) ListNotifications(ctx context.Context, req *connect.Request
 	}
 	out := &notifydv1.ListNotificationsResponse{NextPageToken: next.Token(f)}
 	for _, n := range found {
-		out.Notifications = append(out.Notifications, toProto(n))
+		p := toProto(n)
+		if !seesAll(ctx) {
+			maskNotification(p)
+		}
+		out.Notifications = append(out.Notifications, p)
 	}
 	return connect.NewResponse(out), nil
 }

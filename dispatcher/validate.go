@@ -4,12 +4,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 	"unicode/utf8"
 
 	"buf.build/go/protovalidate"
 	"connectrpc.com/connect"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	notifydv1 "notifyd/proto/notifyd/v1"
 )
@@ -36,15 +41,51 @@ func violations(prefix string, msg proto.Message) []*errdetails.BadRequest_Field
 		case field == "":
 			field = prefix
 		}
-		out[i] = &errdetails.BadRequest_FieldViolation{Field: field, Description: v.Proto.GetMessage()}
+		out[i] = &errdetails.BadRequest_FieldViolation{Field: field, Description: given(v) + v.Proto.GetMessage()}
 	}
 	return out
+}
+
+// longestGiven is how much of a text a violation repeats; of a longer one it says how long it is.
+const longestGiven = 64
+
+// given is the value that breaks a rule, as it is put before the rule; empty for a secret and for what has no one value.
+func given(v *protovalidate.Violation) string {
+	if !v.FieldValue.IsValid() || v.Proto.GetForKey() {
+		return ""
+	}
+	if v.FieldDescriptor != nil {
+		if options, ok := v.FieldDescriptor.Options().(*descriptorpb.FieldOptions); ok && options.GetDebugRedact() {
+			return ""
+		}
+	}
+	switch value := v.FieldValue.Interface().(type) {
+	case string:
+		if length := utf8.RuneCountInString(value); length > longestGiven {
+			return fmt.Sprintf("%d characters: ", length)
+		}
+		return fmt.Sprintf("%q: ", value)
+	case protoreflect.List:
+		return fmt.Sprintf("%d items: ", value.Len())
+	case protoreflect.Map:
+		return fmt.Sprintf("%d items: ", value.Len())
+	case protoreflect.Message:
+		if wait, ok := value.Interface().(*durationpb.Duration); ok {
+			return wait.AsDuration().String() + ": "
+		}
+		return ""
+	default: // numbers
+		return fmt.Sprintf("%v: ", value)
+	}
 }
 
 // checkRequest answers a request that breaks the proto files' rules.
 func checkRequest(msg proto.Message) error {
 	if by, ok := msg.(interface{ GetOperator() string }); ok && !printable(by.GetOperator()) {
 		return invalid("operator", fmt.Sprintf("%q: control characters are not allowed", by.GetOperator()))
+	}
+	if why, ok := msg.(interface{ GetRevealReason() string }); ok && !printable(why.GetRevealReason()) {
+		return invalid("reveal_reason", fmt.Sprintf("%q: control characters are not allowed", why.GetRevealReason()))
 	}
 	if vs := violations("", msg); len(vs) > 0 {
 		return invalidAll(vs)
@@ -65,6 +106,7 @@ func checkNotification(p *notifydv1.Notification) *connect.Error {
 		vs = append(vs, &errdetails.BadRequest_FieldViolation{Field: "notification." + field, Description: description})
 	}
 	checkContent(p, refuse)
+	checkTimes(p, refuse)
 	checkOutputOnly(p, refuse)
 	const later = "has no effect in this version and is refused rather than ignored; leave it empty"
 	if p.OrderingKey != "" {
@@ -76,8 +118,8 @@ func checkNotification(p *notifydv1.Notification) *connect.Error {
 	if p.RequestId == "" && p.OrderId == "" {
 		refuse("request_id", "is empty, and without order_id no id can be derived: give one of them")
 	}
-	if p.NotBefore != nil && p.ExpiresAt != nil && !p.NotBefore.AsTime().Before(p.ExpiresAt.AsTime()) {
-		refuse("expires_at", "is not after not_before")
+	if p.NotBefore.IsValid() && p.ExpiresAt.IsValid() && !p.NotBefore.AsTime().Before(p.ExpiresAt.AsTime()) {
+		refuse("expires_at", fmt.Sprintf("%s: is not after not_before", p.ExpiresAt.AsTime().Format(time.RFC3339)))
 	}
 	if len(vs) > 0 {
 		return invalidAll(vs)
@@ -136,6 +178,25 @@ func jsonFault(payload string) string {
 		return fmt.Sprintf("is not JSON: %s at byte %d", syntax.Error(), syntax.Offset)
 	}
 	return "is not JSON"
+}
+
+// checkTimes refuses what is no instant: neither the ledger nor JSON could give it back.
+func checkTimes(p *notifydv1.Notification, refuse func(field, description string)) {
+	for field, at := range map[string]*timestamppb.Timestamp{
+		"occurred_at": p.OccurredAt, "order_created_at": p.OrderCreatedAt, "not_before": p.NotBefore, "expires_at": p.ExpiresAt,
+	} {
+		if fault := timeFault(at); fault != "" {
+			refuse(field, fault)
+		}
+	}
+}
+
+// timeFault says what is wrong with a timestamp; empty: nothing, or there is none.
+func timeFault(at *timestamppb.Timestamp) string {
+	if at == nil || at.IsValid() {
+		return ""
+	}
+	return fmt.Sprintf("%d seconds and %d nanoseconds: must be an instant of the years 1 to 9999, with 0 to 999999999 nanoseconds", at.Seconds, at.Nanos)
 }
 
 // checkOutputOnly refuses what only the engine sets, so that nobody believes it was taken.

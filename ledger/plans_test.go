@@ -90,6 +90,9 @@ func TestPlans(t *testing.T) {
 func searches(t *testing.T, l *ledger.Postgres, plan fill.Plan) map[string]ledger.Filter {
 	t.Helper()
 	some := newest(t, l, ledger.Filter{To: plan.At(plan.Rows / 3)}, 1)[0]
+	if some.ID != some.DeriveID() {
+		t.Fatalf("package fill makes the id %s where DeriveID makes %s", some.ID, some.DeriveID())
+	}
 	from, to := plan.At(plan.Rows/2-plan.Rows/20), plan.At(plan.Rows/2)
 	const large, small = "merchant-0000", "merchant-1999"
 	type states = []notification.State

@@ -470,9 +470,12 @@ func (x *Violation) GetDescription() string {
 type GetNotificationRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Either id, or source with request_id.
-	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Source        string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
-	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Id        string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Source    string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Why an operator must see card, mobile and identity card numbers in full; it stands in the log beside the operator's
+	// name. Empty: their middle is hidden in bodies. A source always sees its own as they are.
+	RevealReason  string `protobuf:"bytes,4,opt,name=reveal_reason,json=revealReason,proto3" json:"reveal_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -528,10 +531,19 @@ func (x *GetNotificationRequest) GetRequestId() string {
 	return ""
 }
 
+func (x *GetNotificationRequest) GetRevealReason() string {
+	if x != nil {
+		return x.RevealReason
+	}
+	return ""
+}
+
 type GetNotificationResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Notification  *Notification          `protobuf:"bytes,1,opt,name=notification,proto3" json:"notification,omitempty"`
-	Attempts      []*Attempt             `protobuf:"bytes,2,rep,name=attempts,proto3" json:"attempts,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Notification *Notification          `protobuf:"bytes,1,opt,name=notification,proto3" json:"notification,omitempty"`
+	Attempts     []*Attempt             `protobuf:"bytes,2,rep,name=attempts,proto3" json:"attempts,omitempty"`
+	// Numbers are hidden in the bodies: these are not the bytes that were sent.
+	Masked        bool `protobuf:"varint,3,opt,name=masked,proto3" json:"masked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -578,6 +590,13 @@ func (x *GetNotificationResponse) GetAttempts() []*Attempt {
 		return x.Attempts
 	}
 	return nil
+}
+
+func (x *GetNotificationResponse) GetMasked() bool {
+	if x != nil {
+		return x.Masked
+	}
+	return false
 }
 
 // NotificationFilter: what is given must match, what is empty does not filter.
@@ -770,8 +789,9 @@ func (x *ListNotificationsRequest) GetPageToken() string {
 }
 
 type ListNotificationsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Notifications []*Notification        `protobuf:"bytes,1,rep,name=notifications,proto3" json:"notifications,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bodies are masked as by GetNotification without a reveal_reason.
+	Notifications []*Notification `protobuf:"bytes,1,rep,name=notifications,proto3" json:"notifications,omitempty"`
 	// Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1644,15 +1664,17 @@ const file_notifyd_v1_notification_service_proto_rawDesc = "" +
 	"retryAfter\"C\n" +
 	"\tViolation\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12 \n" +
-	"\vdescription\x18\x02 \x01(\tR\vdescription\"|\n" +
+	"\vdescription\x18\x02 \x01(\tR\vdescription\"\xab\x01\n" +
 	"\x16GetNotificationRequest\x12\x17\n" +
 	"\x02id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x02id\x12 \n" +
 	"\x06source\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06source\x12'\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\trequestId\"\x88\x01\n" +
+	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\trequestId\x12-\n" +
+	"\rreveal_reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\frevealReason\"\xa0\x01\n" +
 	"\x17GetNotificationResponse\x12<\n" +
 	"\fnotification\x18\x01 \x01(\v2\x18.notifyd.v1.NotificationR\fnotification\x12/\n" +
-	"\battempts\x18\x02 \x03(\v2\x13.notifyd.v1.AttemptR\battempts\"\xf4\x03\n" +
+	"\battempts\x18\x02 \x03(\v2\x13.notifyd.v1.AttemptR\battempts\x12\x16\n" +
+	"\x06masked\x18\x03 \x01(\bR\x06masked\"\xf4\x03\n" +
 	"\x12NotificationFilter\x12)\n" +
 	"\vmerchant_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\n" +
 	"merchantId\x12#\n" +
