@@ -9,7 +9,7 @@ BUF            := 1.75.0
 PROTOVALIDATE  := v1.2.2
 POSTGRES       := 18.4.0-beta.17
 
-FUZZTIME ?= 3s
+FUZZTIME ?= smoke
 ARGS     ?=
 
 TOOLS  := .tools
@@ -43,7 +43,7 @@ build: ## bin/notifyd
 run: $(NEED_POSTGRES) build ## build, then notifyd dev; ARGS="--flag value"
 	@exec bin/notifyd dev $(ARGS)
 
-test: $(NEED_POSTGRES) check-generated ## generated code, vet, tests with the race detector, a few seconds of each fuzz target
+test: $(NEED_POSTGRES) check-generated ## generated code, vet, tests with the race detector, a smoke of each fuzz target
 	go vet ./...
 	go test -race -timeout 10m ./...
 	$(MAKE) --no-print-directory fuzz
@@ -59,7 +59,7 @@ generate: $(NEED_GENERATE) ## Go code from proto/
 check-generated: $(NEED_GENERATE) ## fail if `make generate` would change anything
 	@scripts/check-generated
 
-fuzz: ## every fuzz target for FUZZTIME (3s)
+fuzz: ## every fuzz target: a short smoke, or FUZZTIME=1m for each
 	@scripts/fuzz $(FUZZTIME)
 
 bench: ## the whole engine under load; ARGS="--flag value"

@@ -119,13 +119,13 @@ func TestStaleIsDroppedWithoutARequest(t *testing.T) {
 			t.Helper()
 			n := *work.Notification
 			n.Attempts++
-			w.put(t, &n, nil)
+			w.put(t, &n)
 		},
 		"delivered by another copy": func(t *testing.T, w *world, work notification.Work) {
 			t.Helper()
 			n := *work.Notification
 			n.Settle(notification.StateDelivered, notification.ReasonAcknowledged, "", clock())
-			w.put(t, &n, nil)
+			w.put(t, &n)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -25,8 +27,10 @@ func invalid(field, description string) *connect.Error {
 	return invalidAll([]*errdetails.BadRequest_FieldViolation{{Field: field, Description: description}})
 }
 
-// invalidAll names every field that is wrong; the message repeats the first.
+// invalidAll names every field that is wrong, by name, so that the same mistake has the same answer; the message repeats
+// the first.
 func invalidAll(violations []*errdetails.BadRequest_FieldViolation) *connect.Error {
+	slices.SortStableFunc(violations, func(a, b *errdetails.BadRequest_FieldViolation) int { return strings.Compare(a.Field, b.Field) })
 	text := fmt.Sprintf("%s: %s", violations[0].Field, violations[0].Description)
 	if len(violations) > 1 {
 		text = fmt.Sprintf("%s (and %d more)", text, len(violations)-1)

@@ -371,16 +371,16 @@ func (w *world) due(t *testing.T, name string, change func(*notification.Notific
 	if change != nil {
 		change(work.Notification)
 	}
-	w.put(t, work.Notification, nil)
+	w.put(t, work.Notification)
 	work.HasRow, work.Claim = true, true
 	return work
 }
 
-func (w *world) put(t *testing.T, n *notification.Notification, attempts []notification.Attempt) {
+func (w *world) put(t *testing.T, n *notification.Notification) {
 	t.Helper()
 	c := *n
 	done := make(chan error, 1)
-	w.memory.Memory.Record(t.Context(), ledger.Record{Notification: &c, Attempts: attempts, New: true}, func(err error) { done <- err })
+	w.memory.Memory.Record(t.Context(), ledger.Record{Notification: &c, New: true}, func(err error) { done <- err })
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -30,11 +31,11 @@ func filterFromProto(p *notifydv1.NotificationFilter) (ledger.Filter, error) {
 			return ledger.Filter{}, invalid("filter."+text.field, fmt.Sprintf("%q: control characters are not allowed", text.value))
 		}
 	}
-	if err := p.AcceptedFrom.CheckValid(); p.AcceptedFrom != nil && err != nil {
-		return ledger.Filter{}, invalid("filter.accepted_from", err.Error())
+	if fault := timeFault(p.AcceptedFrom); fault != "" {
+		return ledger.Filter{}, invalid("filter.accepted_from", fault)
 	}
-	if err := p.AcceptedTo.CheckValid(); p.AcceptedTo != nil && err != nil {
-		return ledger.Filter{}, invalid("filter.accepted_to", err.Error())
+	if fault := timeFault(p.AcceptedTo); fault != "" {
+		return ledger.Filter{}, invalid("filter.accepted_to", fault)
 	}
 	f := ledger.Filter{
 		RequestID: p.RequestId, MerchantID: p.MerchantId, OrderID: p.OrderId, Scene: p.Scene, BatchID: p.BatchId, Source: p.Source,
@@ -53,7 +54,7 @@ func filterFromProto(p *notifydv1.NotificationFilter) (ledger.Filter, error) {
 		return ledger.Filter{}, invalid("filter.state_reason", fmt.Sprintf("%q: is not one of the reasons", p.StateReason))
 	}
 	if !f.From.IsZero() && !f.To.IsZero() && !f.From.Before(f.To) {
-		return ledger.Filter{}, invalid("filter.accepted_to", "is not after accepted_from")
+		return ledger.Filter{}, invalid("filter.accepted_to", f.To.Format(time.RFC3339)+": is not after accepted_from")
 	}
 	for i, s := range p.States {
 		if s == notifydv1.State_STATE_PREPARED {

@@ -39,14 +39,14 @@ func TestListRefuses(t *testing.T) {
 			filter *notifydv1.NotificationFilter
 			token  string
 		}{
-			`filter.id: "42": parse id: want ntf_ and 26 characters a-z2-7`:       {filter: &notifydv1.NotificationFilter{Id: "42"}},
-			`filter.id: "ntf_aaaaaaaaaaaaaaaaaaaaaaaaaa": no notification has it`: {filter: &notifydv1.NotificationFilter{Id: notification.ID{}.String()}},
-			`filter.request_id: "a\x00b": control characters are not allowed`:     {filter: &notifydv1.NotificationFilter{RequestId: "a\x00b"}},
-			`filter.merchant_id: "\n": control characters are not allowed`:        {filter: &notifydv1.NotificationFilter{MerchantId: "\n"}},
-			`filter.source: "\x7f": control characters are not allowed`:           {filter: &notifydv1.NotificationFilter{Source: "\x7f"}},
-			`filter.state_reason: "sold_out": is not one of the reasons`:          {filter: &notifydv1.NotificationFilter{StateReason: "sold_out"}},
-			`filter.states[1]: STATE_PREPARED: is reserved, nothing has it`:       {filter: &notifydv1.NotificationFilter{States: []notifydv1.State{notifydv1.State_STATE_DEAD, notifydv1.State_STATE_PREPARED}}},
-			`filter.accepted_to: is not after accepted_from`:                      {filter: &notifydv1.NotificationFilter{AcceptedFrom: at, AcceptedTo: at}},
+			`filter.id: "42": parse id: want ntf_ and 26 characters a-z2-7`:        {filter: &notifydv1.NotificationFilter{Id: "42"}},
+			`filter.id: "ntf_aaaaaaaaaaaaaaaaaaaaaaaaaa": no notification has it`:  {filter: &notifydv1.NotificationFilter{Id: notification.ID{}.String()}},
+			`filter.request_id: "a\x00b": control characters are not allowed`:      {filter: &notifydv1.NotificationFilter{RequestId: "a\x00b"}},
+			`filter.merchant_id: "\n": control characters are not allowed`:         {filter: &notifydv1.NotificationFilter{MerchantId: "\n"}},
+			`filter.source: "\x7f": control characters are not allowed`:            {filter: &notifydv1.NotificationFilter{Source: "\x7f"}},
+			`filter.state_reason: "sold_out": is not one of the reasons`:           {filter: &notifydv1.NotificationFilter{StateReason: "sold_out"}},
+			`filter.states[1]: STATE_PREPARED: is reserved, nothing has it`:        {filter: &notifydv1.NotificationFilter{States: []notifydv1.State{notifydv1.State_STATE_DEAD, notifydv1.State_STATE_PREPARED}}},
+			`filter.accepted_to: 2000-01-01T00:00:00Z: is not after accepted_from`: {filter: &notifydv1.NotificationFilter{AcceptedFrom: at, AcceptedTo: at}},
 			`filter.accepted_from: `: {filter: &notifydv1.NotificationFilter{AcceptedFrom: &timestamppb.Timestamp{Seconds: 1 << 60}}},
 			`filter.accepted_to: `:   {filter: &notifydv1.NotificationFilter{AcceptedTo: &timestamppb.Timestamp{Nanos: -1}}},
 			`filter.merchant_id: `:   {filter: &notifydv1.NotificationFilter{MerchantId: strings.Repeat("m", 129)}},

@@ -40,7 +40,7 @@ func TestBodiesAreMasked(t *testing.T) {
 	if got := get(Caller{Operator: "mei"}, "dispute 81"); got.Notification.Payload != payload || got.Masked {
 		t.Errorf("with a reason: %s, masked: %v", got.Notification.Payload, got.Masked)
 	}
-	if lines := f.lines.FilterMessage("bodies are revealed").All(); len(lines) != 1 || !strings.Contains(lines[0].ContextMap()["to"].(string), "mei") || lines[0].ContextMap()["why"] != "dispute 81" { //nolint:errcheck // a string
+	if lines := f.lines.FilterMessage("bodies are revealed").All(); len(lines) != 1 || !strings.Contains(lines[0].ContextMap()["to"].(string), "mei") || lines[0].ContextMap()["why"] != "dispute 81" {
 		t.Errorf("the log says %v", lines)
 	}
 	if got := get(Caller{Source: n.Source}, ""); got.Notification.Payload != payload || got.Masked {

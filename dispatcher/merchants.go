@@ -82,7 +82,7 @@ func (s *MerchantService) PutMerchant(ctx context.Context, req *connect.Request[
 func (s *MerchantService) put(ctx context.Context, m *merchant.Merchant, ifVersion *int64) (*merchant.Merchant, error) {
 	stored, err := s.store.PutMerchant(ctx, m, ifVersion)
 	if errors.Is(err, ledger.ErrConflict) {
-		return nil, stale("merchant", m.ID, err)
+		return nil, stale("merchant", m.ID)
 	}
 	if err != nil {
 		return nil, s.unavailable("store merchant", err)

@@ -5,6 +5,8 @@ import (
 	"strconv"
 
 	"connectrpc.com/connect"
+
+	"notifyd/ledger"
 )
 
 // etagOf is a version as callers see it.
@@ -23,8 +25,8 @@ func versionOf(etag string) (*int64, error) {
 }
 
 // stale says that settings are not what the caller has read.
-func stale(what, id string, err error) *connect.Error {
-	return connect.NewError(connect.CodeAborted, fmt.Errorf("%s %q: %w; read it again", what, id, err))
+func stale(what, id string) *connect.Error {
+	return connect.NewError(connect.CodeAborted, fmt.Errorf("etag: %s %q: %w; read it again", what, id, ledger.ErrConflict))
 }
 
 // defaultSettingsPage is the page size of lists of settings.

@@ -95,7 +95,7 @@ func (s *SourceService) change(ctx context.Context, id string, ifVersion *int64,
 		case !errors.Is(err, ledger.ErrConflict):
 			return nil, s.d.unavailable("store source", err)
 		case ifVersion != nil || try == changeTries:
-			return nil, stale("source", id, ledger.ErrConflict)
+			return nil, stale("source", id)
 		}
 	}
 }
@@ -152,8 +152,8 @@ func (s *SourceService) CreateSourceKey(ctx context.Context, req *connect.Reques
 	switch {
 	case !printable(key.Label):
 		return nil, invalid("label", fmt.Sprintf("%q: control characters are not allowed", key.Label))
-	case req.Msg.ExpiresAt != nil && req.Msg.ExpiresAt.CheckValid() != nil:
-		return nil, invalid("expires_at", req.Msg.ExpiresAt.CheckValid().Error())
+	case timeFault(req.Msg.ExpiresAt) != "":
+		return nil, invalid("expires_at", timeFault(req.Msg.ExpiresAt))
 	case !key.Live(key.CreatedAt):
 		return nil, invalid("expires_at", key.ExpiresAt.Format(time.RFC3339)+": is not in the future")
 	}

@@ -119,7 +119,7 @@ func checkNotification(p *notifydv1.Notification) *connect.Error {
 		refuse("request_id", "is empty, and without order_id no id can be derived: give one of them")
 	}
 	if p.NotBefore.IsValid() && p.ExpiresAt.IsValid() && !p.NotBefore.AsTime().Before(p.ExpiresAt.AsTime()) {
-		refuse("expires_at", fmt.Sprintf("%s: is not after not_before", p.ExpiresAt.AsTime().Format(time.RFC3339)))
+		refuse("expires_at", p.ExpiresAt.AsTime().Format(time.RFC3339)+": is not after not_before")
 	}
 	if len(vs) > 0 {
 		return invalidAll(vs)

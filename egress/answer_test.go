@@ -37,16 +37,6 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-func FuzzRetryAfter(f *testing.F) {
-	f.Add("30")
-	f.Add("Sun, 01 Mar 2026 12:00:45 GMT")
-	f.Fuzz(func(t *testing.T, value string) {
-		if got := retryAfter(value, noon); got < 0 || got > longestRetryAfter {
-			t.Errorf("%q: %v", value, got)
-		}
-	})
-}
-
 func TestKeptHeaders(t *testing.T) {
 	h := http.Header{"Set-Cookie": {"sid=secret", "b=2"}, "A": {strings.Repeat("x", 5000)}, "X-Bad": {"\xff"}}
 	kept := keptHeaders(h)

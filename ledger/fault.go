@@ -55,8 +55,7 @@ func classify(err error) fault {
 // Away reports whether an error of Open says that Postgres cannot be reached or is just starting: worth another try, as a
 // wrong password is not.
 func Away(err error) bool {
-	var connect *pgconn.ConnectError
-	if !errors.As(err, &connect) {
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); !ok {
 		return false
 	}
 	var pg *pgconn.PgError

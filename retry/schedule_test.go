@@ -1,7 +1,6 @@
 package retry
 
 import (
-	"encoding/json"
 	"errors"
 	"math"
 	"slices"
@@ -148,27 +147,4 @@ func TestValidate(t *testing.T) {
 	if text := several.Error(); !strings.Contains(text, `name: "hourly" must be one of default`) || !strings.Contains(text, "window: -1ns must be between") {
 		t.Errorf("not every fault is reported: %s", text)
 	}
-}
-
-// FuzzMerchantSchedule holds Validate and Resolve to each other: what is accepted can be walked to its end.
-func FuzzMerchantSchedule(f *testing.F) {
-	f.Add([]byte(`{"name":"adyen"}`), "", 0.5)
-	f.Add([]byte(`{"gaps":[1,2,3],"jitter":0.3,"window":50000000000,"least_attempts":4}`), "", 0.99)
-	f.Add([]byte(`{"jitter":-1}`), "default", 0.0)
-	f.Fuzz(func(t *testing.T, data []byte, routed string, random float64) {
-		var own merchant.Schedule
-		if json.Unmarshal(data, &own) != nil || !(random >= 0 && random < 1) {
-			return
-		}
-		s, err := Resolve(own, routed)
-		if err != nil {
-			if !same(s, Default()) {
-				t.Fatalf("%v came with %+v", err, s)
-			}
-			return
-		}
-		if sends := walk(t, s, time.Second, func() float64 { return random }); len(sends) < s.LeastAttempts || len(sends) > s.Sends() {
-			t.Fatalf("%+v made %d sends", s, len(sends))
-		}
-	})
 }

@@ -1,14 +1,12 @@
 package router
 
 import (
-	"bytes"
 	"errors"
 	"strings"
 	"testing"
 
 	"go.yaml.in/yaml/v3"
 
-	"notifyd/merchant"
 	"notifyd/notification"
 )
 
@@ -137,32 +135,4 @@ func TestEveryFaultIsReported(t *testing.T) {
 	if have := strings.Count(err.Error(), "\n") + 1; have != 5 {
 		t.Errorf("%d faults, want 5:\n%v", have, err)
 	}
-}
-
-// FuzzLoad: no text makes loading panic, and what is accepted can be asked.
-func FuzzLoad(f *testing.F) {
-	f.Add([]byte("rules: [{name: a, when: {scenes: [scan], amount: {currency: CNY, min_minor_units: 1}}, then: {lane: sync, isolation: merchant_url}}]"))
-	f.Add([]byte("rules: [{name: a, when: {times: [{days: [mon], from: \"22:00\", to: \"06:00\", timezone: Asia/Shanghai}]}, then: {isolation: \"{merchant}/{label:x}/{url}\"}}]"))
-	f.Add([]byte("rules: [{name: '', then: {egress: x, schedule: default, persist: after}}]"))
-	n := &notification.Notification{MerchantID: "acme", Scene: "scan", NotifyURL: "https://a.test/x", Labels: map[string]string{"x": "y"}}
-	m := &merchant.Merchant{ID: "acme"}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		var c Config
-		d := yaml.NewDecoder(bytes.NewReader(data))
-		d.KnownFields(true)
-		if d.Decode(&c) != nil {
-			return
-		}
-		r, err := New(c, known)
-		if err != nil {
-			return
-		}
-		route := r.Route(n, m, monday)
-		if route.Lane == 0 || route.Persist == 0 || route.Rule == "" || route.Egress == "" || !strings.Contains(route.IsolationKey, "m:acme") {
-			t.Fatalf("%+v", route)
-		}
-		if route.Persist == notification.PersistAfter && route.Lane != notification.LaneSync {
-			t.Fatalf("after in the async lane: %+v", route)
-		}
-	})
 }

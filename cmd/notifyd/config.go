@@ -13,6 +13,7 @@ import (
 	"notifyd/egress"
 	"notifyd/health"
 	"notifyd/internal/settings"
+	"notifyd/ledger"
 	"notifyd/retry"
 	"notifyd/router"
 	synclane "notifyd/sync"
@@ -65,6 +66,8 @@ type postgresConfig struct {
 
 type ledgerConfig struct {
 	Retention time.Duration `yaml:"retention"`
+	// SearchTimeout bounds one search; one that takes longer is answered DEADLINE_EXCEEDED.
+	SearchTimeout time.Duration `yaml:"search_timeout"`
 	// MasterKeyFile seals the secrets of merchants and sources; empty: master.key in the data folder. Nodes that share a
 	// Postgres share it.
 	MasterKeyFile string `yaml:"master_key_file"`
@@ -90,7 +93,7 @@ func defaultConfig() config {
 		Intake: intakeConfig{Listen: "127.0.0.1:8700"}, Admin: adminConfig{Listen: "127.0.0.1:8702"},
 		DrainNotice: 3 * time.Second, Drain: 25 * time.Second, Callers: callers,
 		NATS: natsConfig{Replicas: 1, SyncAlways: true}, Postgres: postgresConfig{MaxConnections: 8},
-		Ledger: ledgerConfig{Retention: 30 * 24 * time.Hour},
+		Ledger: ledgerConfig{Retention: 30 * 24 * time.Hour, SearchTimeout: 3 * time.Second},
 		Log:    logConfig{Level: "info", Format: "json", Attempts: true}, Traces: tracesConfig{SampleRatio: 1}, Alarms: health.DefaultConfig(),
 		Dispatcher: dispatcher.DefaultConfig(), Sync: synclane.DefaultConfig(), Async: async.DefaultConfig(),
 		Egress: egress.DefaultConfig(), Retry: retry.DefaultConfig(),
@@ -178,16 +181,19 @@ func (c *config) Validate() error {
 	if c.Ledger.Retention < 24*time.Hour {
 		wrong("ledger.retention: %s: must be at least 24h", c.Ledger.Retention)
 	}
+	if c.Ledger.SearchTimeout < 10*time.Millisecond {
+		wrong("ledger.search_timeout: %s: must be at least 10ms", c.Ledger.SearchTimeout)
+	}
 	if c.Postgres.MaxConnections < 4 {
 		wrong("postgres.max_connections: %d: must be at least 4: two write, two do everything else", c.Postgres.MaxConnections)
 	}
-	if len(c.Roles) > 0 && !c.Roles.all() && c.NATS.URL == "" {
+	if c.Roles.validate() == nil && !c.Roles.all() && c.NATS.URL == "" {
 		wrong("roles: %s: other nodes must do the rest, and cannot reach the queues of this process: set nats.url", c.Roles)
 	}
 	if c.NATS.URL != "" && c.Postgres.URL == "" {
 		wrong("postgres.url: is empty, and nats.url is not: nodes that share queues share the ledger")
 	}
-	if !c.Callers.Required && !onLoopback(c.Intake.Listen) {
+	if !c.Callers.Required && checkListen("", c.Intake.Listen) == nil && !onLoopback(c.Intake.Listen) {
 		wrong("callers.required: false: intake.listen %s can be reached from other machines: anybody there could submit", c.Intake.Listen)
 	}
 	if longest := c.Egress.TotalTimeout + c.Egress.Grace; c.Dispatcher.AttemptBound <= longest {
@@ -226,15 +232,31 @@ func (c *config) checkFiles() error {
 		_, err := c.NATS.TLS.client("nats.tls")
 		errs = append(errs, err)
 	}
-	for key, path := range map[string]string{"nats.credentials_file": c.NATS.CredentialsFile, "ledger.master_key_file": c.Ledger.MasterKeyFile} {
-		if path == "" {
-			continue
-		}
+	if path := c.NATS.CredentialsFile; path != "" {
 		if _, err := os.ReadFile(path); err != nil { //nolint:gosec // the operator names the file
-			errs = append(errs, fmt.Errorf("%s: %w", key, err))
+			errs = append(errs, fmt.Errorf("nats.credentials_file: %w", err))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.checkMasterKey())...)
+}
+
+// checkMasterKey names where a master key comes from that cannot be used. One that the first start makes is not there yet.
+func (c *config) checkMasterKey() error {
+	from, raw := masterKeyVariable, []byte(os.Getenv(masterKeyVariable))
+	if len(raw) == 0 {
+		if c.Ledger.MasterKeyFile == "" {
+			return nil
+		}
+		from = "ledger.master_key_file: " + c.Ledger.MasterKeyFile
+		var err error
+		if raw, err = ledger.LoadMasterKey(c.Ledger.MasterKeyFile, false); err != nil { // names the file
+			return fmt.Errorf("ledger.master_key_file: %w", err)
+		}
+	}
+	if _, err := ledger.NewCipher(raw); err != nil {
+		return fmt.Errorf("%s: %w", from, err)
+	}
+	return nil
 }
 
 func knownNames() router.Known { return router.Known{Schedules: retry.Names()} }

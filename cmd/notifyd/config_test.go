@@ -88,3 +88,43 @@ func load(t *testing.T, yaml string, environ ...string) (config, *settings.Origi
 	}
 	return configFlags{Config: file}.load(defaultConfig(), environ, nil)
 }
+
+// What is printed says where each value comes from, and shows no secret.
+func TestPrintedConfig(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "notifyd.yaml")
+	text := operators + `
+async: {in_flight: 4, depth: 100, in_hand: 30000}
+nats: {url: "tls://engine:hidden-1@nats:4222", user: engine, password: hidden-2}
+postgres: {url: "postgres://notifyd:hidden-3@pg/notifyd"}
+alarms: {webhook: {url: "https://hooks.example/x?token=hidden-4", secret: whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=}}
+traces: {endpoint: "http://user:hidden-5@otel:4318/v1/traces"}
+`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flags := configFlags{Config: file, Set: []string{"async.depth=300"}, Intake: "127.0.0.1:9000"}
+	cfg, origins, err := flags.load(defaultConfig(), []string{"NOTIFYD_ASYNC_DEPTH=200", "NOTIFYD_ASYNC_IN_HAND=40000", "NOTIFYD_ASYNK_DEPTH=1"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	if err := settings.Print(&out, &cfg, origins); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		"depth: 300 # flag --set", "in_hand: 40000 # environment NOTIFYD_ASYNC_IN_HAND", "in_flight: 4 # file " + file + ":4",
+		"listen: 127.0.0.1:9000 # flag --intake-listen", "patience: 500ms # default",
+	} {
+		if !strings.Contains(out.String(), line+"\n") {
+			t.Errorf("it is not printed: %s", line)
+		}
+	}
+	for _, secret := range []string{"hidden-", "MDEyMzQ1"} {
+		if strings.Contains(out.String(), secret) {
+			t.Errorf("%s is printed:\n%s", secret, out.String())
+		}
+	}
+	if !slices.Equal(origins.Unused, []string{"environment NOTIFYD_ASYNK_DEPTH: sets nothing; did you mean NOTIFYD_ASYNC_DEPTH?"}) {
+		t.Errorf("variables that are no keys: %v", origins.Unused)
+	}
+}

@@ -169,7 +169,7 @@ func (e *engine) startLedger(ctx context.Context, s *stores) error {
 	}
 	s.memory, err = keepTrying(ctx, log, ledger.Away, func() (*ledger.Postgres, error) {
 		return ledger.Open(ctx, ledger.Config{
-			URL: e.pgURL, MaxConns: e.cfg.Postgres.MaxConnections, Retention: e.cfg.Ledger.Retention, Window: e.cfg.Retry.Window, Keys: keys,
+			URL: e.pgURL, MaxConns: e.cfg.Postgres.MaxConnections, Retention: e.cfg.Ledger.Retention, SearchTimeout: e.cfg.Ledger.SearchTimeout, Window: e.cfg.Retry.Window, Keys: keys,
 			LeaveUpkeep: !e.cfg.Roles.has(roleLedger), Log: log, Now: now,
 		})
 	})

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"testing"
@@ -16,7 +17,11 @@ import (
 var engineBinary *scenario.Binary
 
 func TestMain(m *testing.M) {
+	flag.Parse()
 	os.Exit(func() int {
+		if flag.Lookup("test.fuzz").Value.String() != "" { // each worker is a process of its own, and none of them runs the binary
+			return m.Run()
+		}
 		dir, err := os.MkdirTemp("", "notifyd-binary-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -47,9 +47,7 @@ func (c *serveCmd) Run(ctx context.Context, s *streams) error {
 	}
 	if c.Check {
 		fmt.Fprintln(s.Out, "notifyd: the configuration is valid")
-		warnUnused(origins, func(name string) {
-			fmt.Fprintf(s.Out, "notifyd: %s is set, and is no key of the configuration\n", name)
-		})
+		warnUnused(origins, func(said string) { fmt.Fprintln(s.Out, "notifyd:", said) })
 		return nil
 	}
 	log, level, err := newLogger(cfg.Log, s)
@@ -57,9 +55,7 @@ func (c *serveCmd) Run(ctx context.Context, s *streams) error {
 		return err
 	}
 	defer func() { _ = log.Sync() }() // fails on a terminal, where nothing waits
-	warnUnused(origins, func(name string) {
-		log.Warn("an environment variable is no key of the configuration", zap.String("variable", name))
-	})
+	warnUnused(origins, func(said string) { log.Warn(said) })
 	var observers dispatcher.Observers
 	if cfg.Log.Attempts {
 		observers = append(observers, attemptLog{log: log.Named("deliver")})
@@ -128,8 +124,8 @@ func (c *serveCmd) reload(e *engine, level zap.AtomicLevel) {
 	}
 }
 
-func warnUnused(origins *settings.Origins, warn func(variable string)) {
-	for _, name := range origins.Unused {
-		warn(name)
+func warnUnused(origins *settings.Origins, warn func(said string)) {
+	for _, said := range origins.Unused {
+		warn(said)
 	}
 }

@@ -51,6 +51,9 @@ func moduleRoot(ctx context.Context) (string, error) {
 	return filepath.Dir(strings.TrimSpace(string(out))), nil
 }
 
+// At is a binary that stands somewhere already.
+func At(path string) *Binary { return &Binary{path: path} }
+
 // Path is where the binary stands.
 func (b *Binary) Path() string { return b.path }
 
@@ -66,6 +69,7 @@ type Engine struct {
 // process is what runs. Copies of an Engine that call it in another way share it.
 type process struct {
 	cmd    *exec.Cmd
+	began  chan struct{} // closed when it is ready
 	exited chan struct{}
 	err    error
 
@@ -104,12 +108,29 @@ func (b *Binary) Start(tb testing.TB, dataDir string, args ...string) *Engine {
 // Serve runs `notifyd serve` on free ports, and returns when it is ready. It must log as JSON.
 func (b *Binary) Serve(tb testing.TB, dataDir string, args ...string) *Engine {
 	tb.Helper()
-	return b.run(tb, append([]string{"serve", "--intake-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--data-dir=" + dataDir}, args...))
+	return b.run(tb, serveArgs(dataDir, args))
+}
+
+func serveArgs(dataDir string, more []string) []string {
+	return append([]string{"serve", "--intake-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--data-dir=" + dataDir}, more...)
 }
 
 func (b *Binary) run(tb testing.TB, args []string) *Engine {
 	tb.Helper()
-	e := &Engine{process: &process{exited: make(chan struct{})}}
+	e := b.launch(tb, args)
+	e.UntilReady(tb)
+	return e
+}
+
+// LaunchServe is Serve without waiting: UntilReady does.
+func (b *Binary) LaunchServe(tb testing.TB, dataDir string, args ...string) *Engine {
+	tb.Helper()
+	return b.launch(tb, serveArgs(dataDir, args))
+}
+
+func (b *Binary) launch(tb testing.TB, args []string) *Engine {
+	tb.Helper()
+	e := &Engine{process: &process{began: make(chan struct{}), exited: make(chan struct{})}}
 	e.cmd = exec.CommandContext(context.Background(), b.path, args...) // ended by Stop, Kill or the test's end
 	stdout, err := e.cmd.StdoutPipe()
 	if err != nil {
@@ -119,18 +140,23 @@ func (b *Binary) run(tb testing.TB, args []string) *Engine {
 	if err := e.cmd.Start(); err != nil {
 		tb.Fatalf("start notifyd: %v", err)
 	}
-	began := make(chan struct{})
-	go e.read(stdout, began)
+	go e.read(stdout)
 	tb.Cleanup(func() {
 		e.Kill()
 		if tb.Failed() {
 			tb.Logf("the engine said:\n%s", e.Output())
 		}
 	})
+	return e
+}
+
+// UntilReady waits until the engine answers.
+func (e *Engine) UntilReady(tb testing.TB) {
+	tb.Helper()
 	timeout := time.NewTimer(60 * time.Second)
 	defer timeout.Stop()
 	select {
-	case <-began:
+	case <-e.began:
 	case <-e.exited:
 		tb.Fatalf("notifyd ended before it was ready: %v\n%s", e.err, e.Output())
 	case <-timeout.C:
@@ -139,11 +165,10 @@ func (b *Binary) run(tb testing.TB, args []string) *Engine {
 	client := &http.Client{}
 	e.Notifications = notifydv1connect.NewNotificationServiceClient(client, e.Intake)
 	e.Merchants = notifydv1connect.NewMerchantServiceClient(client, e.Intake)
-	return e
 }
 
 // read keeps what the engine says, and learns from its banner where it listens.
-func (e *Engine) read(r io.Reader, began chan<- struct{}) {
+func (e *Engine) read(r io.Reader) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -151,7 +176,7 @@ func (e *Engine) read(r io.Reader, began chan<- struct{}) {
 		e.mu.Lock()
 		e.lines = append(e.lines, line)
 		if e.learn(line) {
-			close(began)
+			close(e.began)
 		}
 		e.mu.Unlock()
 	}
