@@ -125,7 +125,7 @@ func TestGetBatch(t *testing.T) {
 		}
 		settled := *waits
 		settled.Settle(notification.StateDelivered, notification.ReasonAcknowledged, notification.SettledByAcknowledgement, clock())
-		w.put(t, &settled, nil)
+		w.put(t, &settled)
 		if got, err := ask("payday", "pay"); err != nil || got.Waiting != 0 || got.OldestWaitingId != "" || !got.SettledAt.AsTime().Equal(settled.SettledAt) {
 			t.Errorf("settled: %v, %v", got, err)
 		}

@@ -65,7 +65,7 @@ func TestObserverIsToldOfAnswers(t *testing.T) {
 			answer{connect.CodeAlreadyExists.String(), false, "", 0}, answer{connect.CodeNotFound.String(), false, "", 0},
 			answer{connect.CodeInvalidArgument.String(), false, "", 0})
 
-		w.put(t, w.shards.accepted()[0].Notification, nil)
+		w.put(t, w.shards.accepted()[0].Notification)
 		_, _ = w.submitOne(t.Context(), payment("1"))
 		_, _ = w.submitOne(t.Context(), payment("1", other))
 		_, _ = w.submitOne(t.Context(), payment("3", scan))
