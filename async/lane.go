@@ -184,7 +184,7 @@ func (l *Lane) makeStreams(ctx context.Context) error {
 
 func (l *Lane) noteSuspects(ctx context.Context) error {
 	l.suspect = map[string]uint64{}
-	names := []string{envelope.NotifyStream}
+	names := []string{envelope.NotifyStream, envelope.MerchantStream}
 	for i := range envelope.RetryStreams {
 		names = append(names, envelope.RetryStream(i))
 	}

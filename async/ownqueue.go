@@ -1,6 +1,7 @@
 package async
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -115,6 +116,9 @@ func (l *Lane) drain(ctx context.Context, q *merchantQueue) {
 		movedBefore := q.moved
 		l.mu.Unlock()
 		batch, err := l.readOwn(ctx, envelope.OwnQueueSubject(q.key), min(drainBatch, width*8))
+		if err == nil {
+			err = l.goByLedger(ctx, batch)
+		}
 		if err != nil {
 			l.log.Warn("own queue cannot be read", zap.String("isolation_key", q.key), zap.Error(err))
 			l.postpone(q, time.Now().Add(time.Second))
@@ -235,6 +239,32 @@ func (l *Lane) readOwn(ctx context.Context, subject string, limit int) ([]restin
 		return l.readOwn(ctx, subject, limit)
 	}
 	return out, nil
+}
+
+// goByLedger lets a notification that was stored before a restore go on from its row, where NATS knows of more attempts
+// than the ledger: the claim would wait for ever for their record.
+func (l *Lane) goByLedger(ctx context.Context, batch []resting) error {
+	var ids []notification.ID
+	for _, r := range batch {
+		if r.seq <= l.suspect[envelope.MerchantStream] {
+			ids = append(ids, r.work.ID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	known, err := l.memory.FindMany(ctx, ids)
+	if err != nil {
+		return fmt.Errorf("look up own queue: %w", err)
+	}
+	for i := range batch {
+		w := &batch[i].work
+		row := known[w.ID]
+		if row != nil && cmp.Or(cmp.Compare(row.Generation, w.Generation), cmp.Compare(row.Attempts, w.Attempts)) < 0 {
+			w.Notification = row
+		}
+	}
+	return nil
 }
 
 func (l *Lane) deleteOwn(ctx context.Context, seq uint64) {

@@ -27,6 +27,7 @@ const (
 	codeDeadlock           = "40P01"
 	codeCannotConnectNow   = "57P03"
 	codeTooManyConnections = "53300"
+	codeLockNotAvailable   = "55P03"
 	codeCanceled           = "57014" // by the statement timeout, or by somebody
 	classData              = "22"
 	classIntegrity         = "23"
@@ -60,6 +61,12 @@ func Away(err error) bool {
 	}
 	var pg *pgconn.PgError
 	return !errors.As(err, &pg) || pg.Code == codeCannotConnectNow || pg.Code == codeTooManyConnections
+}
+
+// isLockFault reports whether somebody else had a lock for too long: worth another try.
+func isLockFault(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (pg.Code == codeLockNotAvailable || pg.Code == codeDeadlock)
 }
 
 func isUndefinedTable(err error) bool { return hasCode(err, codeUndefinedTable) }

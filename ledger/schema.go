@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
+	"go.uber.org/zap"
 )
 
 //go:embed migrations/*.sql
@@ -32,8 +33,22 @@ func (l *Postgres) migrate(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("migrate ledger: %w", err)
 	}
-	if _, err := provider.Up(ctx); err != nil {
-		return fmt.Errorf("migrate ledger: %w", err)
+	pause := newBackoff()
+	for try := 1; ; try++ {
+		_, err := provider.Up(ctx)
+		if err == nil {
+			return nil
+		}
+		if !isLockFault(err) || try == migrateTries {
+			return fmt.Errorf("migrate ledger: %w", err)
+		}
+		l.log.Warn("a migration waits for nodes that are writing", zap.Int("try", try), zap.Error(err))
+		if !pause.wait(ctx) {
+			return fmt.Errorf("migrate ledger: %w", err)
+		}
 	}
-	return nil
 }
+
+// migrateTries is how often a migration asks for its locks: nodes that are writing come first, and a transaction that
+// holds them for long may be somebody's backup.
+const migrateTries = 20

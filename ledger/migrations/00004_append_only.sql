@@ -2,6 +2,9 @@
 
 -- What was accepted, sent and answered is evidence: nobody changes or removes it, but for whole days that the retention
 -- drops. What moves in a row of notifications is its progress.
+-- In the order in which writers lock: the other way round, the two would wait for each other.
+set local lock_timeout = '3s';
+lock table notifications, attempts in share row exclusive mode;
 -- +goose StatementBegin
 create function refuse_change() returns trigger language plpgsql as $$
 begin
