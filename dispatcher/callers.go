@@ -157,6 +157,9 @@ func (c *Callers) refuse(w http.ResponseWriter, r *http.Request, refused *refusa
 	} else {
 		c.unlogged.Add(1)
 	}
+	if r.ProtoMajor == 1 { // else net/http would wait for the rest of a body that nobody reads
+		w.Header().Set("Connection", "close")
+	}
 	// A caller that is gone needs no answer.
 	_ = c.errors.Write(w, r, connect.NewError(refused.code, errors.New(refused.told)))
 }

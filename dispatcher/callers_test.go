@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -278,6 +279,18 @@ func TestRefusalsInTheLog(t *testing.T) {
 	}
 }
 
+// subjectOf is a subject of these parts, in their order.
+func subjectOf(t *testing.T, parts ...pkix.Name) []byte {
+	t.Helper()
+	var subject pkix.RDNSequence
+	for _, part := range parts {
+		subject = append(subject, part.ToRDNSequence()...)
+	}
+	raw, err := asn1.Marshal(subject)
+	must(t, err)
+	return raw
+}
+
 // Client certificates over real TLS.
 func TestCertificates(t *testing.T) {
 	cfg, operatorKey := alice(t)
@@ -305,11 +318,14 @@ func TestCertificates(t *testing.T) {
 		"uri":                      {ours, func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "spiffe", Host: "example", Path: "/pay"}} }, nobody, "", ""},
 		"subject":                  {ours, func(c *x509.Certificate) { c.Subject = pkix.Name{CommonName: "pay", Organization: []string{"Example"}} }, nobody, "", ""},
 		"subject of another order": {ours, func(c *x509.Certificate) { c.Subject = pkix.Name{CommonName: "pay"} }, nobody, invalid, `no source has a certificate of these names: "subject:CN=pay"`},
-		"unknown":                  {ours, dns("x.example"), nobody, invalid, `no source has a certificate of these names: "dns:x.example subject:CN=caller"`},
-		"two sources":              {ours, dns("pay.example", "other.example"), nobody, invalid, "the certificate proves several sources"},
-		"another source":           {ours, dns("other.example"), nobody, `notification.source: "pay": the caller is source "other", which submits as itself only`, ""},
-		"disabled":                 {ours, dns("off.example"), nobody, `source "off" is disabled`, ""},
-		"another authority":        {strangers, dns("pay.example"), nobody, "-", ""},
+		"subject of another behind a name of its own": {ours, func(c *x509.Certificate) {
+			c.RawSubject = subjectOf(t, pkix.Name{CommonName: "attacker"}, pkix.Name{Organization: []string{"Example"}}, pkix.Name{CommonName: "pay"})
+		}, nobody, invalid, `no source has a certificate of these names: "subject:CN=pay,O=Example,CN=attacker"`},
+		"unknown":           {ours, dns("x.example"), nobody, invalid, `no source has a certificate of these names: "dns:x.example subject:CN=caller"`},
+		"two sources":       {ours, dns("pay.example", "other.example"), nobody, invalid, "the certificate proves several sources"},
+		"another source":    {ours, dns("other.example"), nobody, `notification.source: "pay": the caller is source "other", which submits as itself only`, ""},
+		"disabled":          {ours, dns("off.example"), nobody, `source "off" is disabled`, ""},
+		"another authority": {strangers, dns("pay.example"), nobody, "-", ""},
 		"expired": {ours, func(c *x509.Certificate) {
 			c.DNSNames, c.NotAfter = []string{"pay.example"}, time.Now().Add(-time.Hour)
 		}, nobody, "-", ""},

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
 	"notifyd/ledger"
 	"notifyd/merchant"
@@ -172,6 +173,8 @@ type Dispatcher struct {
 	now         func() time.Time
 	gate        *Gate
 	owed        owed
+	outage      *rate.Limiter // of log lines about calls that cannot be answered
+	unlogged    atomic.Int64  // such calls since the last line
 	wire        wire
 
 	// The lanes ask the dispatcher for attempts, so they are made after it; see Connect.
@@ -194,7 +197,7 @@ func New(cfg Config, p Parts) (*Dispatcher, error) {
 	}
 	d := &Dispatcher{
 		cfg: cfg, ledger: p.Ledger, store: p.Store, merchants: p.Merchants, sources: p.Sources, sourceStore: p.SourceStore, sender: p.Sender, urls: p.URLs,
-		delay: p.Delay, hand: p.Hand, places: p.Places, observer: p.Observer, log: p.Log, now: p.Now, gate: gate,
+		delay: p.Delay, hand: p.Hand, places: p.Places, observer: p.Observer, log: p.Log, now: p.Now, gate: gate, outage: rate.NewLimiter(2, 20),
 	}
 	d.router.Store(p.Router)
 	return d, nil

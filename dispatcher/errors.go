@@ -48,8 +48,12 @@ func alreadyExists(id notification.ID) *connect.Error {
 
 // unavailable says what could not be done for now. Why is for the log: it may name hosts, folders and users.
 func (d *Dispatcher) unavailable(doing string, err error) *connect.Error {
-	if !errors.Is(err, context.Canceled) { // of a caller that is gone
-		d.log.Warn("a call is answered UNAVAILABLE", zap.String("doing", doing), zap.Error(err))
+	switch {
+	case errors.Is(err, context.Canceled): // of a caller that is gone
+	case d.outage.Allow():
+		d.log.Warn("a call is answered UNAVAILABLE", zap.String("doing", doing), zap.Error(err), zap.Int64("not_logged", d.unlogged.Swap(0)))
+	default:
+		d.unlogged.Add(1)
 	}
 	return withDetail(connect.NewError(connect.CodeUnavailable, errors.New(doing+": not possible right now; try again")), retryInfo())
 }
@@ -57,12 +61,17 @@ func (d *Dispatcher) unavailable(doing string, err error) *connect.Error {
 // unaccepted says that a notification is not known to be durable: submitting it again is safe and right.
 func (d *Dispatcher) unaccepted(err error) *connect.Error {
 	if errors.Is(err, async.ErrFull) {
-		return withDetail(connect.NewError(connect.CodeResourceExhausted, async.ErrFull), retryInfo())
+		return busy(async.ErrFull)
 	}
 	if _, refused := errors.AsType[*ledger.QuarantinedError](err); refused {
 		return connect.NewError(connect.CodeInvalidArgument, err)
 	}
 	return d.unavailable("make durable", err)
+}
+
+// busy says that there is too much to do right now (P10).
+func busy(err error) *connect.Error {
+	return withDetail(connect.NewError(connect.CodeResourceExhausted, err), retryInfo())
 }
 
 func retryInfo() *errdetails.RetryInfo {

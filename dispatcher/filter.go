@@ -71,5 +71,8 @@ func (d *Dispatcher) searchError(err error) *connect.Error {
 		return connect.NewError(connect.CodeDeadlineExceeded,
 			errors.New("the search was ended: too much had to be read for it; narrow it, for example with accepted_from and accepted_to, or merchant_id"))
 	}
+	if errors.Is(err, ledger.ErrBusy) {
+		return busy(ledger.ErrBusy)
+	}
 	return d.unavailable("ask the ledger", err)
 }

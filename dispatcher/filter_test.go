@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -90,6 +91,16 @@ func TestSearchTookTooLong(t *testing.T) {
 		err := w.searchError(ledger.ErrTooLong)
 		if err.Code() != connect.CodeDeadlineExceeded || !strings.Contains(err.Message(), "narrow it") {
 			t.Error(err)
+		}
+	})
+}
+
+// Searches that are too many are refused with word of when to come again (P10).
+func TestSearchGotNoTurn(t *testing.T) {
+	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+		err := w.searchError(fmt.Errorf("list notifications: %w: no turn within 3s", ledger.ErrBusy))
+		if item := itemError(err); err.Code() != connect.CodeResourceExhausted || item.RetryAfter.AsDuration() != time.Second || err.Message() != "too many searches at once" {
+			t.Errorf("%v, retry after %s", err, item.RetryAfter.AsDuration())
 		}
 	})
 }

@@ -52,47 +52,63 @@ func (s *MerchantService) PutMerchant(ctx context.Context, req *connect.Request[
 	if err != nil {
 		return nil, err
 	}
-	m := merchantFromProto(p)
-	generated := ""
-	known, err := s.current(ctx, m.ID)
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case m.Secrets.SigningSecret != "":
-	case known != nil && known.Secrets.SigningSecret != "":
-		m.Secrets = known.Secrets
-	default:
-		generated = s.secrets.Generate()
-		m.Secrets.SigningSecret = generated
-	}
-	if known != nil {
-		m.Paused, m.PauseReason = known.Paused, known.PauseReason
-	}
-	if ifVersion == nil && known != nil {
-		ifVersion = &known.Version // a pause that comes in between must not be undone
-	}
-	stored, err := s.put(ctx, m, ifVersion)
+	generated := "" // by the try that is stored: a secret that another node has stored meanwhile stays
+	stored, err := s.change(ctx, p.Id, ifVersion, func(known *merchant.Merchant) (*merchant.Merchant, error) {
+		m := merchantFromProto(p)
+		generated = ""
+		switch {
+		case m.Secrets.SigningSecret != "":
+		case known != nil && known.Secrets.SigningSecret != "":
+			m.Secrets = known.Secrets
+		default:
+			generated = s.secrets.Generate()
+			m.Secrets.SigningSecret = generated
+		}
+		if known != nil {
+			m.Paused, m.PauseReason = known.Paused, known.PauseReason
+		}
+		return m, nil
+	})
 	if err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&notifydv1.PutMerchantResponse{Merchant: merchantToProto(stored), GeneratedSecret: generated}), nil
 }
 
-func (s *MerchantService) put(ctx context.Context, m *merchant.Merchant, ifVersion *int64) (*merchant.Merchant, error) {
-	stored, err := s.store.PutMerchant(ctx, m, ifVersion)
-	if errors.Is(err, ledger.ErrConflict) {
-		return nil, stale("merchant", m.ID)
+// change replaces a merchant by what apply makes of it; nil: there is none yet. When somebody else has changed it
+// meanwhile, on any node, it begins again, unless the caller insists on a version. apply changes nothing of what it gets.
+func (s *MerchantService) change(ctx context.Context, id string, ifVersion *int64, apply func(known *merchant.Merchant) (*merchant.Merchant, error)) (*merchant.Merchant, error) {
+	for try := 1; ; try++ {
+		known, err := s.current(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		next, err := apply(known)
+		if err != nil {
+			return nil, err
+		}
+		over := ifVersion
+		if over == nil {
+			over = new(int64)
+			if known != nil {
+				*over = known.Version
+			}
+		}
+		stored, err := s.store.PutMerchant(ctx, next, over)
+		switch {
+		case err == nil:
+			// Not by learning this one alone: its version would hide others' changes before it. A failure is made good in a second.
+			if err := s.LearnMerchants(ctx); err != nil {
+				s.log.Debug("a change is stored; the snapshot does not have it yet", zap.Error(err))
+			}
+			s.async.Wake(id)
+			return stored, nil
+		case !errors.Is(err, ledger.ErrConflict):
+			return nil, s.unavailable("store merchant", err)
+		case ifVersion != nil || try == changeTries:
+			return nil, stale("merchant", id)
+		}
 	}
-	if err != nil {
-		return nil, s.unavailable("store merchant", err)
-	}
-	// Not by learning this one alone: its version would hide others' changes before it. A failure is made good in a second.
-	if err := s.LearnMerchants(ctx); err != nil {
-		s.log.Debug("a change is stored; the snapshot does not have it yet", zap.Error(err))
-	}
-	s.async.Wake(m.ID)
-	return stored, nil
 }
 
 // current is a merchant as the ledger has it now; nil: there is none. The snapshot may lag behind another node.
@@ -161,16 +177,14 @@ func (s *MerchantService) ResumeMerchant(ctx context.Context, req *connect.Reque
 }
 
 func (s *MerchantService) setPaused(ctx context.Context, id string, paused bool, reason string) (*merchant.Merchant, error) {
-	known, err := s.current(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	if known == nil {
-		return nil, notFound("merchant", id)
-	}
-	m := *known
-	m.Paused, m.PauseReason = paused, reason
-	return s.put(ctx, &m, &known.Version)
+	return s.change(ctx, id, nil, func(known *merchant.Merchant) (*merchant.Merchant, error) {
+		if known == nil {
+			return nil, notFound("merchant", id)
+		}
+		m := *known
+		m.Paused, m.PauseReason = paused, reason
+		return &m, nil
+	})
 }
 
 // check refuses what the engine cannot do, rather than swallowing it.

@@ -33,7 +33,7 @@ const batchStatement = `with batch as (select count(*) as accepted,
 	from batch`
 
 // Batch counts the notifications of a batch that have rows: those of one source, or with an empty source all.
-// ErrNotFound when there is none.
+// ErrNotFound when there is none, ErrTooLong and ErrBusy as List.
 func (l *Postgres) Batch(ctx context.Context, batchID, source string) (*BatchProgress, error) {
 	b := &BatchProgress{}
 	var settled time.Time

@@ -13,6 +13,11 @@ import (
 	"notifyd/notification"
 )
 
+// claimTimeout is longer than a reservation may take: nobody waits for a retry, and a claim that is given up in the middle
+// of its commit may hold, which keeps the attempt back until it lapses and puts one on record that was never made. But it
+// must leave a granted claim the time for its attempt: claimed for 45 s, an attempt takes up to 30 s.
+const claimTimeout = 10 * time.Second
+
 type claimAnswer struct {
 	verdict      ClaimVerdict
 	claimedUntil time.Time

@@ -20,6 +20,8 @@ const (
 	DefaultQueueBytes = 64 << 20
 	// DefaultSearchTimeout is ten times what a search over ten million notifications is meant to take.
 	DefaultSearchTimeout = 3 * time.Second
+	// DefaultReserveTimeout is short: a payment service waits, which must hear of an outage while it can still do something.
+	DefaultReserveTimeout = 3 * time.Second
 )
 
 // Config is what a Postgres ledger needs to know. Zero values have the defaults above.
@@ -38,8 +40,11 @@ type Config struct {
 	QueueBytes int64
 	// LeaveUpkeep leaves old days and the partitions of coming ones to other nodes; writers make what they miss.
 	LeaveUpkeep bool
-	// SearchTimeout ends a statement of List or Batch that finds too little among too much: ErrTooLong.
+	// SearchTimeout ends a statement of List or Batch that finds too little among too much: ErrTooLong. Waiting until
+	// fewer than a quarter of MaxConns search is part of it: ErrBusy.
 	SearchTimeout time.Duration
+	// ReserveTimeout is the longest that a Reserve waits for Postgres. It may take effect nevertheless.
+	ReserveTimeout time.Duration
 	// LateStart lets Open succeed while Postgres cannot be reached: Run migrates as soon as it can.
 	LateStart bool
 
@@ -80,6 +85,9 @@ func (c Config) Validate() error {
 	if c.SearchTimeout < time.Millisecond {
 		wrong("search_timeout is %s, want at least 1ms", c.SearchTimeout)
 	}
+	if c.ReserveTimeout < time.Millisecond {
+		wrong("reserve_timeout is %s, want at least 1ms", c.ReserveTimeout)
+	}
 	if !c.Keys.usable() {
 		wrong("keys are missing: merchants' secrets could not be encrypted")
 	}
@@ -99,6 +107,7 @@ func (c Config) withDefaults() Config {
 	c.Drain = or(c.Drain, DefaultDrain)
 	c.QueueBytes = or(c.QueueBytes, DefaultQueueBytes)
 	c.SearchTimeout = or(c.SearchTimeout, DefaultSearchTimeout)
+	c.ReserveTimeout = or(c.ReserveTimeout, DefaultReserveTimeout)
 	if c.Log == nil {
 		c.Log = zap.NewNop()
 	}

@@ -18,6 +18,8 @@ var (
 	ErrConflict = errors.New("the settings have changed meanwhile")
 	// ErrTooLong says that a search was ended because it read for longer than it may.
 	ErrTooLong = errors.New("the search took too long")
+	// ErrBusy says that a search got no turn in time: others were searching. Nothing is wrong with it; it may be repeated.
+	ErrBusy = errors.New("too many searches at once")
 	// ErrClosed says that the ledger has ended before the record was written. It may still have been.
 	ErrClosed = errors.New("ledger is closed")
 )

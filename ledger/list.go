@@ -17,7 +17,7 @@ import (
 const MaxPage = 1000
 
 // List is one page, newest first, and where the next one starts; a zero cursor after the last page. Pages are stable:
-// what is accepted meanwhile does not shift them. ErrTooLong when the filter finds too little among too much.
+// what is accepted meanwhile does not shift them. ErrTooLong when the filter finds too little among too much, ErrBusy when others search.
 func (l *Postgres) List(ctx context.Context, f Filter, pageSize int, after Cursor) ([]*notification.Notification, Cursor, error) {
 	pageSize = clampPage(pageSize)
 	var page []*notification.Notification
@@ -42,12 +42,28 @@ func (l *Postgres) List(ctx context.Context, f Filter, pageSize int, after Curso
 	return page, next, nil
 }
 
-// search reads in a transaction whose statements are ended when they take too long.
+// search reads in a transaction whose statements are ended when they take too long. Few search at once, so that whatever
+// they read they leave connections to writers and submissions (P10). Waiting for a turn is part of the time.
 func (l *Postgres) search(ctx context.Context, read func(pgx.Tx) error) error {
-	begin := fmt.Sprintf("begin read only; set local statement_timeout = %d", l.cfg.SearchTimeout.Milliseconds())
+	deadline := time.Now().Add(l.cfg.SearchTimeout)
+	turn, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	if err := l.searches.Acquire(turn, 1); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fmt.Errorf("%w: no turn within %s", ErrBusy, l.cfg.SearchTimeout)
+	}
+	defer l.searches.Release(1)
+	left := max(time.Until(deadline), time.Millisecond) // 0 would be no timeout at all
+	begin := fmt.Sprintf("begin read only; set local statement_timeout = %d", left.Milliseconds())
 	err := pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{BeginQuery: begin}, read)
 	if hasCode(err, codeCanceled) && ctx.Err() == nil {
-		return fmt.Errorf("%w: a statement was ended after %s", ErrTooLong, l.cfg.SearchTimeout)
+		ended := ErrTooLong
+		if left < l.cfg.SearchTimeout/2 { // it waited for most of its time: by itself it may be quick enough
+			ended = ErrBusy
+		}
+		return fmt.Errorf("%w: a statement was ended after %s", ended, left.Round(time.Millisecond))
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"notifyd/merchant"
 	"notifyd/notification"
@@ -31,6 +32,7 @@ type Postgres struct {
 	reservations *asks[Reservation, Reserved]
 	claims       *asks[Claim, claimAnswer]
 	writers      *writers
+	searches     *semaphore.Weighted // those under way: the other connections are for what payments wait for
 
 	daysMu sync.Mutex
 	days   map[time.Time]bool // that have a partition, as far as known
@@ -43,9 +45,12 @@ func Open(ctx context.Context, cfg Config) (*Postgres, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	if err := CheckURL(cfg.URL); err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
 	settings, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
-		return nil, errors.New("open ledger: the url of the database cannot be read") // the cause may quote a password
+		return nil, errURL
 	}
 	settings.MaxConns = int32(cfg.MaxConns) //nolint:gosec // bounded by Validate in any sane use
 	maps.Copy(settings.ConnConfig.RuntimeParams, map[string]string{
@@ -61,8 +66,9 @@ func Open(ctx context.Context, cfg Config) (*Postgres, error) {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
 	l := &Postgres{cfg: cfg, log: cfg.Log, now: cfg.Now, pool: pool, days: map[time.Time]bool{}}
-	l.reservations = newAsks(cfg.BatchRows, l.reserve)
-	l.claims = newAsks(cfg.BatchRows, l.claim)
+	l.reservations = newAsks(cfg.BatchRows, cfg.ReserveTimeout, l.reserve)
+	l.claims = newAsks(cfg.BatchRows, claimTimeout, l.claim)
+	l.searches = semaphore.NewWeighted(int64(max(1, cfg.MaxConns/4)))
 	l.writers = newWriters(l)
 	l.merchants = settingsTable[merchant.Merchant]{l, "merchant", lockMerchants, merchantFields}
 	l.sources = settingsTable[source.Source]{l, "source", lockSources, sourceFields}
@@ -75,6 +81,16 @@ func Open(ctx context.Context, cfg Config) (*Postgres, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+var errURL = errors.New("must be a URL or a list of settings that libpq can read; files that it names must be there")
+
+// CheckURL says whether the url of a database can be read, without quoting it: it may hold a password.
+func CheckURL(raw string) error {
+	if _, err := pgxpool.ParseConfig(raw); err != nil {
+		return errURL
+	}
+	return nil
 }
 
 // prepare makes the schema and the partitions that writers need.

@@ -14,7 +14,8 @@ import (
 )
 
 // Reserve records that ids were accepted. Each id is fresh for exactly one caller, over all nodes and for as long as the
-// ledger keeps it (P4); the others learn what the first one gave. After an error some may have been reserved.
+// ledger keeps it (P4); the others learn what the first one gave. It gives up after Config.ReserveTimeout. After an error some may have been
+// reserved, or may be a little later: a reservation that nothing was published for, which the next Reserve finds.
 func (l *Postgres) Reserve(ctx context.Context, wanted []Reservation) ([]Reserved, error) {
 	reserved, err := submit(ctx, l.reservations, wanted)
 	if err != nil {

@@ -1,5 +1,7 @@
 package notification
 
+import "slices"
+
 // Mask hides the middle of whatever looks like a card number (13 to 19 digits that pass Luhn's check and begin like a
 // card's), a mobile number of mainland China (11 digits, with or without 86) or an identity card's number there (18 characters with a valid
 // check digit, GB 11643). The length stays. It returns text itself when there is nothing to hide.
@@ -56,11 +58,11 @@ func isCard(run []byte) bool {
 		return false
 	}
 	sum, double := 0, false
-	for k := len(run) - 1; k >= 0; k-- {
-		if !isDigit(run[k]) {
+	for _, c := range slices.Backward(run) {
+		if !isDigit(c) {
 			return false
 		}
-		d := int(run[k] - '0')
+		d := int(c - '0')
 		if double {
 			if d *= 2; d > 9 {
 				d -= 9

@@ -3,6 +3,8 @@ package source
 import (
 	"cmp"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"maps"
 	"slices"
@@ -78,7 +80,7 @@ func (r *Registry) NamedBy(certificate string) []string {
 }
 
 // CertificateNames are the texts of Certificates that a certificate matches. The common name alone is none: what it
-// means is the issuer's affair, and a subject is compared whole.
+// means is the issuer's affair, and a subject is compared whole, as it stands in the certificate.
 func CertificateNames(cert *x509.Certificate) []string {
 	var names []string
 	for _, name := range cert.DNSNames {
@@ -87,7 +89,12 @@ func CertificateNames(cert *x509.Certificate) []string {
 	for _, uri := range cert.URIs {
 		names = append(names, byURI+uri.String())
 	}
-	return append(names, bySubject+cert.Subject.String())
+	// Not cert.Subject: it puts names into an order of its own, and of several common names it keeps the last.
+	var subject pkix.RDNSequence
+	if rest, err := asn1.Unmarshal(cert.RawSubject, &subject); err != nil || len(rest) > 0 || len(subject) == 0 {
+		return names
+	}
+	return append(names, bySubject+subject.String())
 }
 
 // Learn adds or replaces sources; an older version never replaces a newer one.

@@ -21,8 +21,10 @@ import (
 const Scheme = "NOTIFYD-HMAC-SHA256"
 
 // Tolerance is how far a request's timestamp may be from the engine's clock, either way: clocks differ, and requests wait
-// in queues. A request that is played again within it does nothing new: a notification's id comes from its content, so
-// submitting is idempotent, as are cancelling and reading. So no nonces are kept, which nodes would have to share.
+// in queues. No nonces are kept, which nodes would have to share: until a timestamp is too old its request can be played
+// again, unchanged, and acts as if its source sent it anew. Submitting what was accepted is answered with the first one's
+// state, but takes from the rate; what had been refused may be accepted now. Reading answers whoever plays it. Cancelling
+// cancels what is open by then, for example what an operator has resent after the first cancel.
 const Tolerance = 5 * time.Minute
 
 // Signature is what a signed request's authorization header says.

@@ -3,9 +3,11 @@ package source
 import (
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -102,12 +104,70 @@ func TestKeysComeAndGo(t *testing.T) {
 	}
 }
 
-func certificate(change func(*x509.Certificate)) *x509.Certificate {
+// certificate is one as it comes out of parsing, with a subject of O and CN.
+func certificate(t *testing.T, change func(*x509.Certificate)) *x509.Certificate {
+	t.Helper()
 	cert := &x509.Certificate{Subject: pkix.Name{CommonName: "pay.example", Organization: []string{"Example, Inc."}}}
 	if change != nil {
 		change(cert)
 	}
+	if cert.RawSubject != nil {
+		return cert
+	}
+	var err error
+	if cert.RawSubject, err = asn1.Marshal(cert.Subject.ToRDNSequence()); err != nil {
+		t.Fatal(err)
+	}
 	return cert
+}
+
+// rdn is one level of a subject: type and value, in turn.
+func rdn(pairs ...string) pkix.RelativeDistinguishedNameSET {
+	types := map[string]asn1.ObjectIdentifier{"C": {2, 5, 4, 6}, "ST": {2, 5, 4, 8}, "O": {2, 5, 4, 10}, "OU": {2, 5, 4, 11}, "CN": {2, 5, 4, 3}, "DC": {0, 9, 2342, 19200300, 100, 1, 25}}
+	var set pkix.RelativeDistinguishedNameSET
+	for pair := range slices.Chunk(pairs, 2) {
+		set = append(set, pkix.AttributeTypeAndValue{Type: types[pair[0]], Value: pair[1]})
+	}
+	return set
+}
+
+// A subject is compared as it stands in the certificate: nothing in it is dropped, moved or joined, so that none passes
+// for another one that an authority would not give to the same holder.
+func TestSubjectIsWhole(t *testing.T) {
+	for name, c := range map[string]struct {
+		levels pkix.RDNSequence
+		want   string
+	}{
+		"one name":               {pkix.RDNSequence{rdn("CN", "pay")}, "CN=pay"},
+		"the usual order":        {pkix.RDNSequence{rdn("C", "CN"), rdn("ST", "Hebei"), rdn("O", "Example"), rdn("CN", "pay")}, "CN=pay,O=Example,ST=Hebei,C=CN"},
+		"another order":          {pkix.RDNSequence{rdn("CN", "pay"), rdn("O", "Example")}, "O=Example,CN=pay"},
+		"two common names":       {pkix.RDNSequence{rdn("CN", "attacker"), rdn("O", "Example"), rdn("CN", "pay")}, "CN=pay,O=Example,CN=attacker"},
+		"two in one level":       {pkix.RDNSequence{rdn("O", "Example"), rdn("CN", "pay", "CN", "attacker")}, "CN=pay+CN=attacker,O=Example"},
+		"units, one level each":  {pkix.RDNSequence{rdn("OU", "b"), rdn("OU", "a"), rdn("CN", "pay")}, "CN=pay,OU=a,OU=b"},
+		"units in one level":     {pkix.RDNSequence{rdn("OU", "a", "OU", "b"), rdn("CN", "pay")}, "CN=pay,OU=a+OU=b"},
+		"a value like two names": {pkix.RDNSequence{rdn("CN", "pay,O=Example")}, `CN=pay\,O=Example`},
+		"a name without a word":  {pkix.RDNSequence{rdn("DC", "x"), rdn("CN", "pay")}, "CN=pay,0.9.2342.19200300.100.1.25=#130178"},
+		"none":                   {pkix.RDNSequence{}, ""},
+	} {
+		raw, err := asn1.Marshal(c.levels)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert := certificate(t, func(cert *x509.Certificate) {
+			cert.RawSubject, cert.Subject = raw, pkix.Name{}
+			cert.Subject.FillFromRDNSequence(&c.levels) // as parsing does
+		})
+		var want []string
+		if c.want != "" {
+			want = []string{"subject:" + c.want}
+		}
+		if diff := cmp.Diff(want, CertificateNames(cert)); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+	if got := CertificateNames(&x509.Certificate{RawSubject: []byte("no subject"), Subject: pkix.Name{CommonName: "pay"}}); got != nil {
+		t.Errorf("what cannot be read has the names %q", got)
+	}
 }
 
 func TestByCertificate(t *testing.T) {
@@ -139,7 +199,7 @@ func TestByCertificate(t *testing.T) {
 		"an email that looks like one": {func(c *x509.Certificate) { other(c); c.EmailAddresses = []string{"pay.example"} }, ""},
 		"two of them":                  {func(c *x509.Certificate) { c.DNSNames = []string{"pay.example"} }, "ambiguous"},
 	} {
-		got, err := r.ByCertificate(certificate(c.change))
+		got, err := r.ByCertificate(certificate(t, c.change))
 		id := ""
 		switch {
 		case errors.Is(err, ErrAmbiguous):

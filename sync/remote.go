@@ -6,6 +6,7 @@ import (
 	"encoding/gob"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -34,9 +35,11 @@ type question struct {
 	Wait time.Duration
 }
 
-// reply answers a question: Fault is set, or Answer counts.
+// reply answers a question: Fault is set, or Answer counts. The notification's body is left out of it, since the asking
+// node has it: with the merchant's answer a reply could else be more than a message may hold.
 type reply struct {
 	Answer Answer
+	Same   []bool // attempts whose request had the notification's body
 	Full   bool
 	InHand bool
 	Fault  string
@@ -81,7 +84,7 @@ func (r *Remote) Ask(ctx context.Context, _ *Place, w notification.Work, durable
 	if err == nil {
 		var got reply
 		if err = gob.NewDecoder(bytes.NewReader(msg.Data)).Decode(&got); err == nil {
-			return got.result()
+			return got.result(w.Body)
 		}
 	}
 	// No answer: the question may be on its way, or lost with the node that took it.
@@ -127,7 +130,7 @@ func decodeQuestion(data []byte) (question, notification.Work, error) {
 	return q, w, nil
 }
 
-func (r reply) result() (Answer, error) {
+func (r reply) result(body []byte) (Answer, error) {
 	switch {
 	case r.Full:
 		return Answer{}, ErrFull
@@ -136,7 +139,32 @@ func (r reply) result() (Answer, error) {
 	case r.Fault != "":
 		return Answer{}, fmt.Errorf("sync node: %s", r.Fault)
 	}
+	if after := r.Answer.Verdict.After; after != nil {
+		after.Body = body
+	}
+	for i, same := range r.Same {
+		if same {
+			r.Answer.Verdict.Attempts[i].Request.Body = body
+		}
+	}
 	return r.Answer, nil
+}
+
+// withoutBody is an answer without the body that the asking node has.
+func withoutBody(a Answer, body []byte) reply {
+	r := reply{Answer: a, Same: make([]bool, len(a.Verdict.Attempts))}
+	if a.Verdict.After != nil {
+		after := *a.Verdict.After
+		after.Body = nil
+		r.Answer.Verdict.After = &after
+	}
+	r.Answer.Verdict.Attempts = slices.Clone(a.Verdict.Attempts)
+	for i := range r.Answer.Verdict.Attempts {
+		if request := &r.Answer.Verdict.Attempts[i].Request; bytes.Equal(request.Body, body) {
+			request.Body, r.Same[i] = nil, true
+		}
+	}
+	return r
 }
 
 // ServeRemote answers the questions of intake nodes until ctx ends; then it takes no more, and returns when those that
@@ -194,5 +222,5 @@ func (l *Lane) askFor(ctx context.Context, q question, w notification.Work) repl
 	case err != nil:
 		return reply{Fault: err.Error()}
 	}
-	return reply{Answer: answer}
+	return withoutBody(answer, w.Body)
 }

@@ -1,6 +1,7 @@
 package sync
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"reflect"
@@ -86,20 +87,22 @@ func (n *twoNodes) ask(ctx context.Context, w notification.Work) (Answer, error)
 func TestRemoteAnswersAsTheLaneItselfWould(t *testing.T) {
 	n := startTwoNodes(t, true)
 	w := work("1", notification.PersistStream)
+	w.Body = bytes.Repeat([]byte("x"), 256<<10)
 	w.Labels = map[string]string{"channel": "网银"}
 	w.HasRow, w.Trace = true, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	var got notification.Work
 	n.lane.deliver = func(_ context.Context, w notification.Work) notification.Verdict {
 		got = w
 		v := ends(w, notification.StateDelivered)
-		v.Attempts[0].Response = &notification.Response{Status: 200, Body: []byte("success")}
+		v.Attempts[0].Request.Body = w.Body
+		v.Attempts[0].Response = &notification.Response{Status: 200, Body: bytes.Repeat([]byte("y"), 64<<10)}
 		return v
 	}
 	answer, err := n.ask(t.Context(), w)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a := answer.Verdict.Attempt(); a == nil || a.Response == nil || string(a.Response.Body) != "success" || answer.Verdict.After.State != notification.StateDelivered {
+	if a := answer.Verdict.Attempt(); a == nil || a.Response == nil || len(a.Response.Body) != 64<<10 || !bytes.Equal(a.Request.Body, w.Body) || !bytes.Equal(answer.Verdict.After.Body, w.Body) || answer.Verdict.After.State != notification.StateDelivered {
 		t.Errorf("got %+v", answer.Verdict)
 	}
 	if !reflect.DeepEqual(got.Notification, w.Notification) || !got.HasRow || got.Trace != w.Trace {

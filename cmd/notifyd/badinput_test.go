@@ -194,7 +194,7 @@ func openBadDoor(t *testing.T) *badDoor {
 	if err != nil || !d.roots.AppendCertsFromPEM(pem) {
 		t.Fatal(err)
 	}
-	key, operators := operatorKey(t, "mei")
+	key, operators := operatorKey(t)
 	d.operator = key
 	file := writeConfig(t, dir, operators+"drain_notice: 0s\nintake: {tls: {cert_file: "+certFile+", key_file: "+keyFile+", client_ca_file: "+ca.File+"}}\n")
 	w := serve(t, dir, "--config="+file)

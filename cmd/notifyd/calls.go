@@ -57,8 +57,10 @@ func (l callLog) line(ctx context.Context, procedure string, header http.Header,
 		code = connect.CodeOf(err).String()
 		fields = append(fields, zap.Error(err))
 		switch connect.CodeOf(err) { //nolint:exhaustive // the engine's own faults; the rest is the caller's
-		case connect.CodeUnavailable, connect.CodeInternal, connect.CodeUnknown, connect.CodeDataLoss:
+		case connect.CodeInternal, connect.CodeUnknown, connect.CodeDataLoss:
 			level = zap.WarnLevel
+		case connect.CodeUnavailable: // the dispatcher's own line has the cause
+			level = zap.DebugLevel
 		}
 	}
 	if line := l.log.Check(level, "call"); line != nil {

@@ -3,9 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"notifyd/async"
@@ -190,6 +192,9 @@ func (c *config) Validate() error {
 	if c.Roles.validate() == nil && !c.Roles.all() && c.NATS.URL == "" {
 		wrong("roles: %s: other nodes must do the rest, and cannot reach the queues of this process: set nats.url", c.Roles)
 	}
+	if err := ledger.CheckURL(c.Postgres.URL); c.Postgres.URL != "" && err != nil {
+		wrong("postgres.url: %s: %w", redacted(c.Postgres.URL), err)
+	}
 	if c.NATS.URL != "" && c.Postgres.URL == "" {
 		wrong("postgres.url: is empty, and nats.url is not: nodes that share queues share the ledger")
 	}
@@ -226,7 +231,8 @@ func (c *config) nodeName() string {
 func (c *config) checkFiles() error {
 	var errs []error
 	if c.Intake.TLS.on() {
-		errs = append(errs, new(identity).load(c.Intake.TLS))
+		_, err := c.Intake.TLS.read()
+		errs = append(errs, err)
 	}
 	if c.NATS.TLS != (tlsConfig{}) {
 		_, err := c.NATS.TLS.client("nats.tls")
@@ -244,14 +250,13 @@ func (c *config) checkFiles() error {
 func (c *config) checkMasterKey() error {
 	from, raw := masterKeyVariable, []byte(os.Getenv(masterKeyVariable))
 	if len(raw) == 0 {
-		if c.Ledger.MasterKeyFile == "" {
-			return nil
-		}
-		from = "ledger.master_key_file: " + c.Ledger.MasterKeyFile
 		var err error
-		if raw, err = ledger.LoadMasterKey(c.Ledger.MasterKeyFile, false); err != nil { // names the file
-			return fmt.Errorf("ledger.master_key_file: %w", err)
+		if raw, err = c.loadMasterKey(false); errors.Is(err, fs.ErrNotExist) && c.masterKeyIsMade() {
+			return nil
+		} else if err != nil {
+			return err
 		}
+		from = "ledger.master_key_file: " + c.masterKeyFile()
 	}
 	if _, err := ledger.NewCipher(raw); err != nil {
 		return fmt.Errorf("%s: %w", from, err)
@@ -259,10 +264,36 @@ func (c *config) checkMasterKey() error {
 	return nil
 }
 
+func (c *config) masterKeyFile() string {
+	if c.Ledger.MasterKeyFile != "" {
+		return c.Ledger.MasterKeyFile
+	}
+	return filepath.Join(c.DataDir, "master.key")
+}
+
+// masterKeyIsMade reports whether the first start makes the file: beside a private Postgres, where nobody has named one.
+// Nodes that share a Postgres share the key, and a name may be mistyped.
+func (c *config) masterKeyIsMade() bool { return c.Postgres.URL == "" && c.Ledger.MasterKeyFile == "" }
+
+func (c *config) loadMasterKey(create bool) ([]byte, error) {
+	raw, err := ledger.LoadMasterKey(c.masterKeyFile(), create) // names the file
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("ledger.master_key_file: %w: take the one of the other nodes, set %s, or make the first one with notifyd keygen master", err, masterKeyVariable)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ledger.master_key_file: %w", err)
+	}
+	return raw, nil
+}
+
 func knownNames() router.Known { return router.Known{Schedules: retry.Names()} }
 
 func checkListen(key, addr string) error {
-	if _, _, err := net.SplitHostPort(addr); err != nil {
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
 		return fmt.Errorf("%s: %q: must be host:port", key, addr)
 	}
 	return nil

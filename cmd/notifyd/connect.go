@@ -9,11 +9,13 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"go.uber.org/zap"
 
+	"notifyd/internal/settings"
 	"notifyd/notification/envelope"
 )
 
@@ -48,6 +50,12 @@ func (c natsConfig) validate() error {
 			if set {
 				errs = append(errs, fmt.Errorf("nats.%s: is for an external server, and nats.url is empty", key))
 			}
+		}
+	}
+	for server := range strings.SplitSeq(c.URL, ",") {
+		u, err := url.Parse(strings.TrimSpace(server)) // its error would quote a password
+		if c.URL != "" && (err != nil || u.Host == "" || u.Scheme != "nats" && u.Scheme != "tls") {
+			errs = append(errs, fmt.Errorf("nats.url: %s: must be nats://host:port or tls://host:port, several separated by commas", redacted(server)))
 		}
 	}
 	if c.CredentialsFile != "" && (c.User != "" || c.Password != "") {
@@ -137,11 +145,11 @@ func natsAway(err error) bool {
 
 // redacted is a url, or several, without passwords.
 func redacted(raw string) string {
-	u, err := url.Parse(raw)
-	if err != nil {
-		return "the configured url"
+	servers := strings.Split(raw, ",")
+	for i, one := range servers {
+		servers[i] = settings.MaskURL(strings.TrimSpace(one))
 	}
-	return u.Redacted()
+	return strings.Join(servers, ",")
 }
 
 // client is the configuration of a connection to a server.

@@ -91,7 +91,7 @@ func (c *devCmd) Run(ctx context.Context, s *streams) error {
 		log.Error("the demo failed; the engine stops", zap.Error(err))
 	}
 	e.notice()
-	err = errors.Join(err, e.parts.stop(), scenery.stop())
+	err = errors.Join(err, e.stop(), scenery.stop())
 	if err == nil {
 		fmt.Fprintln(s.Out, "notifyd dev: stopped; nothing is lost")
 	}

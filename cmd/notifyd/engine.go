@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -45,7 +46,9 @@ type engine struct {
 	intake string // the address that answers, for example 127.0.0.1:8700; empty: not a role of this node
 	admin  string
 	pgURL  string
-	unread bool // something from before a crash has not been looked up yet
+
+	mark   string // what the file says that says that the engine runs; empty: this process has written none
+	unread bool   // something from before a crash has not been looked up yet
 
 	tracing  *tracing // nil: no traces
 	monitor  *health.Monitor
@@ -93,28 +96,39 @@ func (e *engine) startTracing(ctx context.Context) error {
 		return nil
 	}
 	var err error
-	if e.tracing, err = newTracing(ctx, e.cfg.Traces); err != nil {
+	if e.tracing, err = newTracing(ctx, e.cfg.Traces, e.log.Named("traces")); err != nil {
 		return err
 	}
 	e.parts.opened("traces", func() error { return withTimeout(5*time.Second, e.tracing.stop) })
 	return nil
 }
 
-// markRunning leaves a file while the engine runs, so that the next start knows whether this one has ended cleanly: the
-// file goes last, and stays when anything has failed to stop.
+// markRunning leaves a file while the engine runs, so that the next start knows whether this one has ended cleanly. It
+// is for who holds the lock of the folder. A mark that was found stays until the lanes have looked at everything from
+// before the crash, however many starts that takes.
 func (e *engine) markRunning() (crashed bool, _ error) {
 	path := filepath.Join(e.cfg.DataDir, "running")
 	_, noMark := os.Stat(path)
-	if err := os.WriteFile(path, []byte("the engine runs, or has not ended cleanly\n"), 0o600); err != nil {
+	e.mark = fmt.Sprintf("run %s runs, or has not ended cleanly\n", rand.Text())
+	if err := os.WriteFile(path, []byte(e.mark), 0o600); err != nil {
 		return false, fmt.Errorf("mark run: %w", err)
 	}
-	e.parts.opened("mark of the run", func() error {
-		if e.parts.cleanSoFar() && !e.unread {
-			return os.Remove(path)
-		}
+	crashed = !errors.Is(noMark, os.ErrNotExist)
+	e.unread = crashed
+	return crashed, nil
+}
+
+// unmark takes the mark away when everything has stopped cleanly and nothing is left to look at. By now another process
+// may have the folder: its mark stays.
+func (e *engine) unmark() error {
+	path := filepath.Join(e.cfg.DataDir, "running")
+	if e.mark == "" || e.unread || !e.parts.cleanSoFar() {
 		return nil
-	})
-	return !errors.Is(noMark, os.ErrNotExist), nil
+	}
+	if content, err := os.ReadFile(path); err != nil || string(content) != e.mark { //nolint:gosec // a file of our own
+		return err
+	}
+	return os.Remove(path)
 }
 
 func (e *engine) startQueues(ctx context.Context, s *stores) error {
@@ -137,18 +151,18 @@ func (e *engine) startQueues(ctx context.Context, s *stores) error {
 }
 
 func (e *engine) embedNATS(ctx context.Context, s *stores, log *zap.Logger) (*nats.Conn, error) {
-	var err error
+	server, err := natsserver.Start(ctx, natsserver.Config{Dir: filepath.Join(e.cfg.DataDir, "nats"), SyncAlways: e.cfg.NATS.SyncAlways, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	e.parts.opened("mark of the run", e.unmark)
+	e.parts.opened("nats", func() error { return withTimeout(10*time.Second, server.Stop) })
 	if s.crashed, err = e.markRunning(); err != nil {
 		return nil, err
 	}
 	if s.crashed {
 		log.Info("the last run did not end cleanly; what it had in hand is looked up before it is sent again")
 	}
-	server, err := natsserver.Start(ctx, natsserver.Config{Dir: filepath.Join(e.cfg.DataDir, "nats"), SyncAlways: e.cfg.NATS.SyncAlways, Log: log})
-	if err != nil {
-		return nil, err
-	}
-	e.parts.opened("nats", func() error { return withTimeout(10*time.Second, server.Stop) })
 	s.checkQueues = server.Check
 	return server.Connect(nats.Name("notifyd"), nats.MaxReconnects(-1))
 }
@@ -186,12 +200,8 @@ func (e *engine) startLedger(ctx context.Context, s *stores) error {
 func (e *engine) masterKey() (ledger.Cipher, error) {
 	raw := []byte(os.Getenv(masterKeyVariable))
 	if len(raw) == 0 {
-		path, embedded := e.cfg.Ledger.MasterKeyFile, e.cfg.Postgres.URL == ""
-		if path == "" {
-			path = filepath.Join(e.cfg.DataDir, "master.key")
-		}
 		var err error
-		if raw, err = ledger.LoadMasterKey(path, embedded); err != nil {
+		if raw, err = e.cfg.loadMasterKey(e.cfg.masterKeyIsMade()); err != nil {
 			return ledger.Cipher{}, err
 		}
 	}
@@ -354,9 +364,11 @@ func (e *engine) startIntake(ctx context.Context, l *lanes) error {
 	}
 	var secure *tls.Config
 	if e.cfg.Intake.TLS.on() {
-		if err := e.identity.load(e.cfg.Intake.TLS); err != nil {
+		shown, err := e.cfg.Intake.TLS.read()
+		if err != nil {
 			return err
 		}
+		e.identity.current.Store(shown)
 		secure = e.identity.config()
 	}
 	e.intake, err = e.serve(ctx, "intake", e.cfg.Intake.Listen, secure, handler)
@@ -384,7 +396,7 @@ func (e *engine) intakeHandler() (http.Handler, error) {
 		notifydv1connect.NotificationServiceName, notifydv1connect.MerchantServiceName, notifydv1connect.SourceServiceName)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
-	return requestIDs(e.callers.Authenticate(mux)), nil
+	return requestIDs(readSoon(e.callers.Authenticate(mux))), nil
 }
 
 // serve listens at once and answers until it is stopped; then it waits for the calls under way.
@@ -401,7 +413,7 @@ func (e *engine) serve(ctx context.Context, name, addr string, secure *tls.Confi
 	protocols.SetUnencryptedHTTP2(true) // gRPC without TLS
 	srv := &http.Server{
 		Handler: handler, Protocols: protocols, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
-		ErrorLog: zap.NewStdLog(e.log.Named(name)), TLSConfig: secure,
+		ErrorLog: connectionLog(e.log.Named(name)), TLSConfig: secure,
 	}
 	listen := func() error { return srv.Serve(l) }
 	if secure != nil {
@@ -415,11 +427,13 @@ func (e *engine) serve(ctx context.Context, name, addr string, secure *tls.Confi
 			return err
 		case <-ctx.Done():
 		}
-		err := withTimeout(10*time.Second, srv.Shutdown)
-		if ended := <-served; !errors.Is(ended, http.ErrServerClosed) {
-			err = errors.Join(err, ended)
+		if err := withTimeout(e.cfg.Drain, srv.Shutdown); err != nil { // who still talks is a caller of no matter, or one that tries again
+			e.log.Warn("calls are cut off", zap.String("listener", name), zap.Error(errors.Join(err, srv.Close())))
 		}
-		return err
+		if ended := <-served; !errors.Is(ended, http.ErrServerClosed) {
+			return ended
+		}
+		return nil
 	})
 	return answers, nil
 }

@@ -35,21 +35,20 @@ func (c serverTLS) validate() error {
 // identity is what the intake proves itself with, replaced whole by a reload.
 type identity struct{ current atomic.Pointer[tls.Config] }
 
-// load reads the files; when one of them is not usable, what was loaded before stays.
-func (i *identity) load(c serverTLS) error {
+// read reads the files, as a start or a reload takes them over.
+func (c serverTLS) read() (*tls.Config, error) {
 	pair, err := readPair("intake.tls", c.CertFile, c.KeyFile)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	out := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2", "http/1.1"}}
 	if c.ClientCAFile != "" {
 		if out.ClientCAs, err = readRoots("intake.tls.client_ca_file", c.ClientCAFile); err != nil {
-			return err
+			return nil, err
 		}
 		out.ClientAuth = tls.VerifyClientCertIfGiven // other callers have keys
 	}
-	i.current.Store(out)
-	return nil
+	return out, nil
 }
 
 // config is one that each new connection takes the newest identity from.

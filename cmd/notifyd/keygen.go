@@ -9,7 +9,7 @@ import (
 
 // keygenCmd makes keys that the configuration refers to.
 type keygenCmd struct {
-	Operator keygenOperatorCmd `cmd:"" help:"Make an operator's key: print it once, and the lines for the configuration, which hold only its hash."`
+	Operator keygenOperatorCmd `cmd:"" help:"Make an operator's key: print it once on the error stream, and the lines for the configuration, which hold only its hash."`
 	Master   keygenMasterCmd   `cmd:"" help:"Make a master key, which seals the secrets of merchants and sources, in a file that does not exist yet."`
 }
 
@@ -23,13 +23,12 @@ func (c *keygenOperatorCmd) Run(s *streams) error {
 	if err != nil {
 		return &exitError{code: exitUsage, err: err}
 	}
-	fmt.Fprintf(s.Out, `# The key, shown only now: keep it where %[1]s keeps secrets, for example as NOTIFYD_OPERATOR_KEY.
-# %[2]s
-callers:
+	fmt.Fprintf(s.Err, "notifyd: the key, shown only now; keep it where %s keeps secrets, for example as NOTIFYD_OPERATOR_KEY:\n%s\n", c.Name, key)
+	fmt.Fprintf(s.Out, `callers:
   operators:
-    - name: %[1]s
-      key_sha256: %[3]s
-`, c.Name, key, hash)
+    - name: %s
+      key_sha256: %s
+`, c.Name, hash)
 	return nil
 }
 

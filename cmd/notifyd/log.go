@@ -1,13 +1,20 @@
 package main
 
 import (
+	"bytes"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/url"
+	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/time/rate"
 )
 
 // logConfig says what is logged, and how. Log lines go to the error stream.
@@ -47,6 +54,61 @@ func newLogger(c logConfig, s *streams) (*zap.Logger, zap.AtomicLevel, error) {
 		encoder = zapcore.NewConsoleEncoder(enc)
 	}
 	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(s.Err)), level)), level, nil
+}
+
+// connectionLog takes what net/http says about connections. Those are strangers' faults: a line a second is enough.
+func connectionLog(to *zap.Logger) *log.Logger {
+	return log.New(&limitedLines{to: to, lines: rate.NewLimiter(1, 5)}, "", 0)
+}
+
+// limitedLines writes some lines and counts the others.
+type limitedLines struct {
+	to       *zap.Logger
+	lines    *rate.Limiter
+	unlogged atomic.Int64
+}
+
+// Write takes one line.
+func (l *limitedLines) Write(line []byte) (int, error) {
+	if !l.lines.Allow() {
+		l.unlogged.Add(1)
+		return len(line), nil
+	}
+	l.to.Info("fault", zap.ByteString("says", bytes.TrimSpace(line)), zap.Int64("not_logged", l.unlogged.Swap(0)))
+	return len(line), nil
+}
+
+// readBound is how long a caller may take to send one request.
+const readBound = 30 * time.Second
+
+// readSoon ends a request that is not sent in time: a stranger could hold connections for ever.
+func readSoon(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		control := http.NewResponseController(w)
+		if r.Body == http.NoBody {
+			next.ServeHTTP(w, r)
+			return
+		}
+		if err := control.SetReadDeadline(time.Now().Add(readBound)); err == nil {
+			r.Body = &timedBody{ReadCloser: r.Body, done: func() { _ = control.SetReadDeadline(time.Time{}) }} // what was set once can be unset
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// timedBody lifts the deadline when all has been read: the answer may take longer.
+type timedBody struct {
+	io.ReadCloser
+	done func()
+}
+
+// Read reads the request.
+func (b *timedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if errors.Is(err, io.EOF) {
+		b.done()
+	}
+	return n, err
 }
 
 // withoutQuery keeps what may be secret out of a line: a query string, and a user's password.

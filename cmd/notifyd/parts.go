@@ -6,6 +6,10 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
 )
 
 // parts are the running parts of the engine. They stop in the reverse order of their start, each after the one that
@@ -16,6 +20,7 @@ type parts struct {
 
 	stopping sync.Once
 	stopErr  error
+	now      atomic.Pointer[string] // the part that is stopping
 }
 
 type part struct {
@@ -60,12 +65,37 @@ func (p *parts) run(ctx context.Context, name string, work func(context.Context)
 func (p *parts) stop() error {
 	p.stopping.Do(func() {
 		for _, one := range slices.Backward(p.started) {
+			p.now.Store(&one.name)
 			if err := one.stop(); err != nil {
 				p.stopErr = errors.Join(p.stopErr, fmt.Errorf("stop %s: %w", one.name, err))
 			}
 		}
 	})
 	return p.stopErr
+}
+
+// slowStop is after how long a part that stops is named in the log.
+const slowStop = 5 * time.Second
+
+// stopWithin stops everything, but waits no longer than a bound: what hangs then ends with the process, and the next
+// start takes it for a crash. It names what takes long.
+func (p *parts) stopWithin(bound time.Duration, log *zap.Logger) error {
+	stopped := make(chan error, 1)
+	go func() { stopped <- p.stop() }()
+	deadline := time.NewTimer(bound)
+	defer deadline.Stop()
+	look := time.NewTicker(slowStop)
+	defer look.Stop()
+	for {
+		select {
+		case err := <-stopped:
+			return err
+		case <-look.C:
+			log.Info("still stopping", zap.Stringp("part", p.now.Load()))
+		case <-deadline.C:
+			return fmt.Errorf("stop: %s has not ended within %s; the process ends without it", *p.now.Load(), bound)
+		}
+	}
 }
 
 // cleanSoFar reports, while the parts stop, whether all of them have stopped without an error.

@@ -60,6 +60,9 @@ func (c *serveCmd) Run(ctx context.Context, s *streams) error {
 	if cfg.Log.Attempts {
 		observers = append(observers, attemptLog{log: log.Named("deliver")})
 	}
+	hangups := make(chan os.Signal, 1) // from now on: one that comes before the node is ready must not end it
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	began := time.Now()
 	log.Info("starting", zap.String("version", version()), zap.Stringer("roles", cfg.Roles), zap.String("config", c.Config))
 	e, err := startEngine(ctx, cfg, observers, log)
@@ -67,14 +70,11 @@ func (c *serveCmd) Run(ctx context.Context, s *streams) error {
 		return err
 	}
 	log.Info("ready", zap.String("intake", e.intake), zap.String("admin", e.admin), zap.Stringer("roles", cfg.Roles), zap.Duration("took", time.Since(began).Round(time.Millisecond)))
-	return e.runUntil(ctx, func() { c.reload(e, level) })
+	return e.runUntil(ctx, hangups, func() { c.reload(e, level) })
 }
 
 // runUntil waits for the end of ctx or of a part, drains, and returns.
-func (e *engine) runUntil(ctx context.Context, reload func()) error {
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
+func (e *engine) runUntil(ctx context.Context, hangups <-chan os.Signal, reload func()) error {
 	for {
 		select {
 		case <-hangups:
@@ -83,17 +83,20 @@ func (e *engine) runUntil(ctx context.Context, reload func()) error {
 		case <-ctx.Done():
 			e.notice()
 			e.log.Info("draining: what is in hand is finished first", zap.Duration("within", e.cfg.Drain))
-			if err := e.parts.stop(); err != nil {
+			if err := e.stop(); err != nil {
 				return err
 			}
 			e.log.Info("stopped; nothing is lost")
 			return nil
 		case err := <-e.parts.failed:
 			e.log.Error("a part failed; the node stops", zap.Error(err))
-			return errors.Join(err, e.parts.stop())
+			return errors.Join(err, e.stop())
 		}
 	}
 }
+
+// stop drains and closes, within a bound: calls get drain, what is in hand gets drain, the rest is quick.
+func (e *engine) stop() error { return e.parts.stopWithin(2*e.cfg.Drain+20*time.Second, e.log) }
 
 // notice tells load balancers that this node is going, and gives them time to leave.
 func (e *engine) notice() {
@@ -116,11 +119,11 @@ func (e *engine) notice() {
 func (c *serveCmd) reload(e *engine, level zap.AtomicLevel) {
 	next, _, err := c.load(defaultConfig(), os.Environ(), nil)
 	if err != nil {
-		e.log.Error("the configuration is not reloaded: it has faults, and what was loaded before stays", zap.Error(err))
+		e.log.Error("the configuration is not reloaded: what was loaded before stays", zap.Error(err))
 		return
 	}
 	if err := e.apply(next, level); err != nil {
-		e.log.Error("the configuration is not reloaded in full", zap.Error(err))
+		e.log.Error("the configuration is not reloaded: what was loaded before stays", zap.Error(err))
 	}
 }
 

@@ -40,9 +40,9 @@ func notifyd(t *testing.T, args ...string) (out string, exit int) {
 }
 
 // operatorKey makes a key as the operator would, and the configuration that knows it.
-func operatorKey(t *testing.T, name string) (key, yaml string) {
+func operatorKey(t *testing.T) (key, yaml string) {
 	t.Helper()
-	out, exit := notifyd(t, "keygen", "operator", name)
+	out, exit := notifyd(t, "keygen", "operator", "mei")
 	if exit != 0 {
 		t.Fatalf("keygen operator: %s", out)
 	}
@@ -152,7 +152,7 @@ egress: {allowed_networks: [127.0.0.0/8]}
 func TestServe(t *testing.T) {
 	t.Parallel()
 	dir := scenario.DataDir(t)
-	key, operators := operatorKey(t, "mei")
+	key, operators := operatorKey(t)
 	file := writeConfig(t, dir, onLoopback+operators)
 	w := serve(t, dir, "--config="+file)
 	m := scenario.NewMerchant(t)
@@ -259,7 +259,7 @@ func TestServeOverTLS(t *testing.T) {
 	dir := scenario.DataDir(t)
 	ca := scenario.NewCA(t, dir)
 	certFile, keyFile := ca.Issue(t, "intake", nil)
-	operator, operators := operatorKey(t, "mei")
+	operator, operators := operatorKey(t)
 	file := writeConfig(t, dir, fmt.Sprintf("%s%sintake: {tls: {cert_file: %q, key_file: %q, client_ca_file: %q}}\n", onLoopback, operators, certFile, keyFile, ca.File))
 	w := serve(t, dir, "--config="+file, "--set=drain_notice=0s")
 	server := strings.Replace(w.Intake, "http:", "https:", 1)

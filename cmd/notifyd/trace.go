@@ -8,6 +8,7 @@ import (
 
 	"connectrpc.com/connect"
 	"connectrpc.com/otelconnect"
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
@@ -15,6 +16,8 @@ import (
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
 	"notifyd/dispatcher"
 	"notifyd/merchant"
@@ -48,7 +51,9 @@ type tracing struct {
 	toOthers bool
 }
 
-func newTracing(ctx context.Context, cfg tracesConfig) (*tracing, error) {
+func newTracing(ctx context.Context, cfg tracesConfig, log *zap.Logger) (*tracing, error) {
+	lines := &limitedLines{to: log, lines: rate.NewLimiter(rate.Every(time.Minute), 1)}
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { _, _ = lines.Write([]byte(err.Error())) })) // else it writes to the error stream
 	exporter, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(cfg.Endpoint), otlptracehttp.WithTimeout(5*time.Second))
 	if err != nil {
 		return nil, fmt.Errorf("open exporter of traces: %w", err)

@@ -85,7 +85,7 @@ func (p *printer) value(key string, v reflect.Value, secret string) *yaml.Node {
 	}
 	switch {
 	case secret == "url" && t.Kind() == reflect.String && !v.IsZero():
-		return p.scalar(maskURL(v.String()))
+		return p.scalar(MaskURL(v.String()))
 	case secret != "" && !v.IsZero():
 		return p.scalar(mask)
 	case t == durationType:
@@ -179,9 +179,9 @@ func byteSize(n uint64) string {
 	return strconv.FormatUint(n, 10)
 }
 
-// maskURL leaves scheme, user, host and path. A user without password may be a token and is masked too; so is the
+// MaskURL leaves scheme, user, host and path. A user without password may be a token and is masked too; so is the
 // query, and all of a text that may hold a password in another place.
-func maskURL(text string) string {
+func MaskURL(text string) string {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme == "" || u.Host == "" || strings.ContainsAny(u.Host+u.Path+u.RawQuery, "@,") {
 		return mask
