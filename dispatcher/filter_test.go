@@ -174,7 +174,7 @@ func FuzzFilter(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		p := &notifydv1.NotificationFilter{}
 		if proto.Unmarshal(raw, p) != nil || checkRequest(&notifydv1.ListNotificationsRequest{Filter: p}) != nil {
-			t.Skip()
+			return // refused before the filter is looked at
 		}
 		filter, err := filterFromProto(p)
 		if err != nil {

@@ -14,6 +14,7 @@ import (
 	"notifyd/dispatcher"
 	"notifyd/health"
 	"notifyd/internal/embedded/natsserver"
+	"notifyd/internal/scenario"
 	"notifyd/ledger"
 	"notifyd/notification"
 	"notifyd/notification/hand"
@@ -110,20 +111,6 @@ func TestNoDeliveriesOverRealQueues(t *testing.T) {
 	}
 	start(m.Run)
 	raised := func() bool { active, _ := m.Alarms(); return len(active) > 0 }
-	wait := func(limit time.Duration, what string, holds func() bool) {
-		t.Helper()
-		end := time.NewTimer(limit)
-		defer end.Stop()
-		tick := time.NewTicker(10 * time.Millisecond)
-		defer tick.Stop()
-		for !holds() {
-			select {
-			case <-tick.C:
-			case <-end.C:
-				t.Fatalf("not within %s: %s", limit, what)
-			}
-		}
-	}
 	submit := func(name string) {
 		t.Helper()
 		n := &notification.Notification{
@@ -140,13 +127,13 @@ func TestNoDeliveriesOverRealQueues(t *testing.T) {
 	}
 
 	submit("nobody takes it")
-	wait(10*time.Second+100*time.Millisecond, "the alarm", raised)
+	scenario.Within(t, 10*time.Second+100*time.Millisecond, "the alarm", raised)
 	start(func(ctx context.Context) error { return lane.Run(ctx, time.Second) })
-	wait(10*time.Second, "delivered, and the alarm is over", func() bool { return c.started.Load() == 1 && !raised() })
+	scenario.Within(t, 10*time.Second, "delivered, and the alarm is over", func() bool { return c.started.Load() == 1 && !raised() })
 
 	c.shut(notification.ReasonMerchantPaused)
 	submit("of a paused merchant")
-	wait(5*time.Second, "it rests", func() bool { return lane.Stats().OwnQueues == 1 })
+	scenario.Within(t, 5*time.Second, "it rests", func() bool { return lane.Stats().OwnQueues == 1 })
 	quiet := time.NewTimer(12 * time.Second)
 	defer quiet.Stop()
 	for waiting := true; waiting; {
@@ -162,7 +149,7 @@ func TestNoDeliveriesOverRealQueues(t *testing.T) {
 	}
 	c.shut("")
 	lane.Wake("m")
-	wait(5*time.Second, "delivered", func() bool { return c.started.Load() == 2 })
+	scenario.Within(t, 5*time.Second, "delivered", func() bool { return c.started.Load() == 2 })
 }
 
 // BenchmarkBacklog is what each node asks of NATS once a second.

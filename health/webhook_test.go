@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"notifyd/internal/scenario"
 	"notifyd/ledger"
 )
 
@@ -58,22 +59,6 @@ func (p *pager) count() int {
 	return len(p.seen)
 }
 
-func within(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	const limit = 5 * time.Second
-	end := time.NewTimer(limit)
-	defer end.Stop()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-end.C:
-			t.Fatalf("not within %s: %s", limit, what)
-		}
-	}
-}
-
 func runWebhook(t *testing.T, cfg WebhookConfig) (*webhook, *observer.ObservedLogs) {
 	t.Helper()
 	core, logged := observer.New(zap.DebugLevel)
@@ -102,7 +87,7 @@ func TestWebhookIsSignedAndRepeated(t *testing.T) {
 	cleared := anAlarm()
 	cleared.ClearedAt = cleared.RaisedAt.Add(time.Minute)
 	w.tell(eventCleared, cleared)
-	within(t, "four tries of the first, one of the second", func() bool { return p.count() == 5 })
+	scenario.Within(t, 5*time.Second, "four tries of the first, one of the second", func() bool { return p.count() == 5 })
 	verifier, err := standardwebhooks.NewWebhook(testSecret)
 	if err != nil {
 		t.Fatal(err)
@@ -155,7 +140,7 @@ func TestWebhookGivesUp(t *testing.T) {
 			p := newPager(t, c.script...)
 			w, logged := runWebhook(t, WebhookConfig{URL: p.URL + "/hook?token=hush"})
 			w.tell(eventRaised, anAlarm())
-			within(t, "given up", func() bool { return w.givenUp.Load() == 1 })
+			scenario.Within(t, 5*time.Second, "given up", func() bool { return w.givenUp.Load() == 1 })
 			if p.count() != c.tries || elsewhere.count() != 0 {
 				t.Errorf("%d tries, want %d; %d elsewhere", p.count(), c.tries, elsewhere.count())
 			}
@@ -178,7 +163,7 @@ func TestWebhookHoldsNobodyUp(t *testing.T) {
 	defer close(release)
 	w, _ := runWebhook(t, WebhookConfig{URL: p.URL})
 	w.tell(eventRaised, anAlarm())
-	within(t, "the receiver hangs", func() bool { return p.count() == 1 })
+	scenario.Within(t, 5*time.Second, "the receiver hangs", func() bool { return p.count() == 1 })
 	began := time.Now()
 	for range webhookQueue + 10 {
 		w.tell(eventRaised, anAlarm())
@@ -193,7 +178,7 @@ func TestWebhookErrorsHideTheTarget(t *testing.T) {
 	p.Close() // nobody listens
 	w, logged := runWebhook(t, WebhookConfig{URL: p.URL + "/hook?token=hush"})
 	w.tell(eventRaised, anAlarm())
-	within(t, "given up", func() bool { return w.givenUp.Load() == 1 })
+	scenario.Within(t, 5*time.Second, "given up", func() bool { return w.givenUp.Load() == 1 })
 	if text, _ := logged.All()[0].ContextMap()["error"].(string); strings.Contains(text, "hush") || !strings.Contains(text, "refused") {
 		t.Errorf("logged: %s", text)
 	}

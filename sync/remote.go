@@ -177,14 +177,13 @@ func (l *Lane) ServeRemote(ctx context.Context, conn *nats.Conn, log *zap.Logger
 	if err != nil {
 		return fmt.Errorf("take questions: %w", err)
 	}
+	taken := make(chan struct{}) // the last question that was on its way has been
+	sub.SetClosedHandler(func(string) { close(taken) })
 	<-ctx.Done()
 	if err := sub.Drain(); err != nil {
 		return fmt.Errorf("stop taking questions: %w", err)
 	}
-	for sub.IsValid() { // until the last question that was on its way has been taken
-		timer := time.NewTimer(5 * time.Millisecond)
-		<-timer.C
-	}
+	<-taken // NATS' client bounds a drain
 	l.running.Wait()
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"notifyd/internal/embedded/natsserver"
+	"notifyd/internal/scenario"
 	"notifyd/notification"
 	"notifyd/notification/hand"
 )
@@ -58,12 +59,7 @@ func startTwoNodes(t *testing.T, serving bool) *twoNodes {
 	ended := make(chan error, 1)
 	conn := connect()
 	go func() { ended <- n.lane.ServeRemote(ctx, conn, zap.NewNop()) }()
-	for deadline := time.Now().Add(5 * time.Second); conn.NumSubscriptions() == 0; {
-		if time.Now().After(deadline) {
-			t.Fatal("the lane does not serve")
-		}
-		time.Sleep(time.Millisecond)
-	}
+	scenario.Within(t, 5*time.Second, "the lane serves", func() bool { return conn.NumSubscriptions() > 0 })
 	if err := conn.Flush(); err != nil {
 		t.Fatal(err)
 	}
@@ -137,17 +133,11 @@ func TestRemoteSaysFullInHandAndFailed(t *testing.T) {
 			answered <- err
 		}()
 	}
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	scenario.Within(t, 5*time.Second, "both callers are in the lane", func() bool {
 		n.lane.Lane.mu.Lock()
-		taken := n.lane.total
-		n.lane.Lane.mu.Unlock()
-		if taken == 2 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the callers are not in the lane")
-		}
-	}
+		defer n.lane.Lane.mu.Unlock()
+		return n.lane.total == 2
+	})
 	if _, err := n.ask(t.Context(), work("3", notification.PersistStream)); !errors.Is(err, ErrFull) {
 		t.Errorf("a third caller: %v, want ErrFull", err)
 	}

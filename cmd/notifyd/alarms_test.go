@@ -103,7 +103,7 @@ func TestAlarms(t *testing.T) {
 	m := scenario.NewMerchant(t)
 	w.merchant("tea-house", m.URL, func(m *notifydv1.Merchant) { m.Schedule = &notifydv1.Schedule{Name: "10s-x5"} })
 	w.merchant("no-house", m.URL, func(m *notifydv1.Merchant) {
-		m.Schedule = &notifydv1.Schedule{LeastAttempts: 1, Gaps: nil, Name: "10s-x5"}
+		m.Schedule = &notifydv1.Schedule{Name: "10s-x5"}
 	})
 
 	// A key that ends soon.

@@ -72,7 +72,7 @@ func startEngine(ctx context.Context, cfg config, observers dispatcher.Observers
 	e := &engine{cfg: cfg, log: log, parts: newParts()}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, e.parts.stop())
+			err = errors.Join(err, e.stop())
 		}
 	}()
 	if err := os.MkdirAll(cfg.DataDir, 0o755); err != nil { //nolint:gosec // Postgres runs as another user below it; what is secret has its own rights
