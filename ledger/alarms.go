@@ -27,6 +27,8 @@ func (l *Postgres) PutAlarms(ctx context.Context, alarms []Alarm) error {
 	if len(alarms) == 0 {
 		return nil
 	}
+	ctx, cancel := l.bounded(ctx)
+	defer cancel()
 	batch := &pgx.Batch{}
 	for _, a := range inOrder(alarms) {
 		batch.Queue(`insert into alarms (raised_at, name, subject, node, severity, detail, seen_at, cleared_at)
@@ -55,6 +57,8 @@ func (l *Postgres) RecentAlarms(ctx context.Context, limit int) ([]Alarm, error)
 }
 
 func (l *Postgres) readAlarms(ctx context.Context, which string, arg any) ([]Alarm, error) {
+	ctx, cancel := l.bounded(ctx)
+	defer cancel()
 	rows, err := l.pool.Query(ctx, `select name, subject, node, severity, detail, raised_at, seen_at, cleared_at from alarms `+which, arg)
 	if err != nil {
 		return nil, fmt.Errorf("read alarms: %w", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -17,7 +18,7 @@ import (
 func (w *writers) write(ctx context.Context, batch []*pending) {
 	batch = w.refuse(ctx, batch, func(p *pending) error { return checkRecord(p) })
 	careful := false
-	backoff := newBackoff()
+	backoff := &backoff{next: backoffFirst, wake: &w.l.answered}
 	for len(batch) > 0 {
 		err := w.l.store(ctx, batch, careful)
 		if err == nil {
@@ -44,7 +45,15 @@ func (w *writers) write(ctx context.Context, batch []*pending) {
 		case faultData:
 			w.split(ctx, batch, err)
 			return
-		case faultCollision, faultPassing:
+		case faultPassing:
+			if ctx.Err() == nil && len(batch) > 1 && errors.Is(err, context.DeadlineExceeded) {
+				w.counts.failures.Add(1)
+				w.l.log.Warn("a batch is written in halves: postgres took too long", zap.Int("records", len(batch)), zap.Error(err))
+				w.halve(ctx, batch)
+				return
+			}
+			careful = true // it may have taken effect
+		case faultCollision:
 		}
 		w.counts.failures.Add(1)
 		w.l.log.Warn("a batch waits: postgres does not take it", zap.Int("records", len(batch)), zap.Error(err))
@@ -61,6 +70,11 @@ func (w *writers) split(ctx context.Context, batch []*pending, cause error) {
 		w.quarantine(ctx, batch[0], cause)
 		return
 	}
+	w.halve(ctx, batch)
+}
+
+// halve writes a batch in two, the first half first: the order of an id's records stays.
+func (w *writers) halve(ctx context.Context, batch []*pending) {
 	half := len(batch) / 2
 	w.write(ctx, batch[:half])
 	w.write(ctx, batch[half:])
@@ -132,15 +146,18 @@ func daysOf(batch []*pending) []time.Time {
 	return days
 }
 
-// backoff waits longer each time: 20 ms to 2 s, with jitter.
-type backoff struct{ next time.Duration }
+// backoff waits longer each time: 20 ms to 2 s, with jitter, or until somebody had an answer.
+type backoff struct {
+	next time.Duration
+	wake *signal // nil: nobody tells
+}
 
 const (
 	backoffFirst = 20 * time.Millisecond
 	backoffLast  = 2 * time.Second
 )
 
-func newBackoff() *backoff { return &backoff{backoffFirst} }
+func newBackoff() *backoff { return &backoff{next: backoffFirst} }
 
 // wait reports whether there is any point in trying again.
 func (b *backoff) wait(ctx context.Context) bool {
@@ -150,7 +167,37 @@ func (b *backoff) wait(ctx context.Context) bool {
 	select {
 	case <-timer.C:
 		return true
+	case <-b.wake.next():
+		return true
 	case <-ctx.Done():
 		return false
+	}
+}
+
+// signal wakes everybody who waits for it.
+type signal struct {
+	mu sync.Mutex
+	ch chan struct{} // nil: nobody waits
+}
+
+// next is closed by the next send; of a nil signal never.
+func (s *signal) next() <-chan struct{} {
+	if s == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ch == nil {
+		s.ch = make(chan struct{})
+	}
+	return s.ch
+}
+
+func (s *signal) send() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ch != nil {
+		close(s.ch)
+		s.ch = nil
 	}
 }

@@ -37,7 +37,7 @@ const batchStatement = `with batch as (select count(*) as accepted,
 func (l *Postgres) Batch(ctx context.Context, batchID, source string) (*BatchProgress, error) {
 	b := &BatchProgress{}
 	var settled time.Time
-	err := l.search(ctx, func(tx pgx.Tx) error {
+	err := l.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		return tx.QueryRow(ctx, batchStatement, batchID, source).Scan(
 			&b.Accepted, &b.Delivered, &b.Waiting, &b.Dead, &b.Canceled, &b.Expired,
 			timeOf(&b.FirstAcceptedAt), timeOf(&b.LastAcceptedAt), timeOf(&b.OldestWaiting.AcceptedAt), timeOf(&settled),

@@ -11,7 +11,7 @@ import (
 	"notifyd/notification"
 )
 
-// What a notification gave and where it stands, in the table's order. fed is written beside them and never read back.
+// What a notification gave and where it stands, in the table's order. fed and whose it is are written beside them.
 var (
 	frozenColumns = []string{
 		"accepted_at", "id", "digest", "source", "request_id", "merchant_id", "app_id", "scene", "event_type", "order_id",
@@ -24,8 +24,24 @@ var (
 		"deferred_since", "settled_at", "settled_by", "updated_at",
 	}
 	readColumns  = append(append([]string{}, frozenColumns...), progressColumns...)
-	writeColumns = append(append([]string{}, readColumns...), "fed")
+	writeColumns = append(append([]string{}, readColumns...), "fed", "claimed_until", "claimed_by", "claimed_by_until", "held")
 )
+
+// readClaim selects a claimed: whose the claim is counts only for the claim that it was written with.
+const readClaim = `n.claimed_until, case when n.claimed_by_until = n.claimed_until then n.claimed_by else '' end,
+	n.held and n.claimed_by_until is not distinct from n.claimed_until`
+
+// into are the places for what readClaim selects.
+func (c *claimed) into() []any { return []any{timeOf(&c.until), &c.by, &c.held} }
+
+// standing is what is written of a row beside its notification. In a row of the upsert, held with a claim or without one says
+// that the record brings its own Hold.
+type standing struct {
+	fed   bool
+	claim claimed
+}
+
+func columnList(columns []string) string { return strings.Join(columns, ", ") }
 
 // columnsOf is a list for SQL, each column of the table named.
 func columnsOf(table string, columns []string) string {
@@ -35,7 +51,7 @@ func columnsOf(table string, columns []string) string {
 var readNotification = columnsOf("n", readColumns)
 
 // notification adds a row in the order of writeColumns.
-func (r *rows) notification(n *notification.Notification, acceptedAt time.Time, fed bool) {
+func (r *rows) notification(n *notification.Notification, acceptedAt time.Time, s standing) {
 	r.begin(writeColumns)
 	r.instants(acceptedAt)
 	r.uuid(n.ID)
@@ -65,7 +81,11 @@ func (r *rows) notification(n *notification.Notification, acceptedAt time.Time, 
 	r.instants(n.DeferredSince, n.SettledAt)
 	r.text(n.SettledBy)
 	r.instants(or(n.UpdatedAt, acceptedAt))
-	r.boolean(fed)
+	r.boolean(s.fed)
+	r.instants(s.claim.until)
+	r.text(s.claim.by)
+	r.instants(s.claim.until)
+	r.boolean(s.claim.held)
 }
 
 // progressValues are the parameters for progressColumns.

@@ -22,6 +22,10 @@ const (
 	DefaultSearchTimeout = 3 * time.Second
 	// DefaultReserveTimeout is short: a payment service waits, which must hear of an outage while it can still do something.
 	DefaultReserveTimeout = 3 * time.Second
+	// DefaultStatementTimeout is far above what any statement takes that somebody waits for.
+	DefaultStatementTimeout = 10 * time.Second
+	// DefaultBatchTimeout leaves a slow disk the time for a full batch.
+	DefaultBatchTimeout = 30 * time.Second
 )
 
 // Config is what a Postgres ledger needs to know. Zero values have the defaults above.
@@ -45,8 +49,17 @@ type Config struct {
 	SearchTimeout time.Duration
 	// ReserveTimeout is the longest that a Reserve waits for Postgres. It may take effect nevertheless.
 	ReserveTimeout time.Duration
+	// StatementTimeout is the longest that everything else waits for Postgres which somebody waits for: a connection that was
+	// cut off is given up after it.
+	StatementTimeout time.Duration
+	// BatchTimeout is the longest that writers wait for a batch. Then it is written again, in halves.
+	BatchTimeout time.Duration
 	// LateStart lets Open succeed while Postgres cannot be reached: Run migrates as soon as it can.
 	LateStart bool
+
+	// Gone names the runs of nodes that are known to have ended: their claims have lapsed. It is asked for every claim and
+	// must not wait. Nil: nobody is known to have.
+	Gone func() []string
 
 	Keys Cipher // seals the merchants' secrets
 	Log  *zap.Logger
@@ -88,6 +101,12 @@ func (c Config) Validate() error {
 	if c.ReserveTimeout < time.Millisecond {
 		wrong("reserve_timeout is %s, want at least 1ms", c.ReserveTimeout)
 	}
+	if c.StatementTimeout < time.Millisecond {
+		wrong("statement_timeout is %s, want at least 1ms", c.StatementTimeout)
+	}
+	if c.BatchTimeout < time.Millisecond {
+		wrong("batch_timeout is %s, want at least 1ms", c.BatchTimeout)
+	}
 	if !c.Keys.usable() {
 		wrong("keys are missing: merchants' secrets could not be encrypted")
 	}
@@ -108,11 +127,16 @@ func (c Config) withDefaults() Config {
 	c.QueueBytes = or(c.QueueBytes, DefaultQueueBytes)
 	c.SearchTimeout = or(c.SearchTimeout, DefaultSearchTimeout)
 	c.ReserveTimeout = or(c.ReserveTimeout, DefaultReserveTimeout)
+	c.StatementTimeout = or(c.StatementTimeout, DefaultStatementTimeout)
+	c.BatchTimeout = or(c.BatchTimeout, DefaultBatchTimeout)
 	if c.Log == nil {
 		c.Log = zap.NewNop()
 	}
 	if c.Now == nil {
 		c.Now = time.Now
+	}
+	if c.Gone == nil {
+		c.Gone = func() []string { return nil }
 	}
 	return c
 }

@@ -2,31 +2,32 @@ package ledger_test
 
 import (
 	"testing"
-	"time"
 
 	"notifyd/ledger"
 	"notifyd/ledger/ledgertest"
 )
 
 func TestPostgresConforms(t *testing.T) {
-	ledgertest.Run(t, func(t *testing.T, now func() time.Time) ledgertest.Ledger {
+	ledgertest.Run(t, func(t *testing.T, cfg ledger.Config) ledgertest.Ledger {
 		t.Helper()
-		return openLedger(t, ledger.Config{URL: shared.database(t), Now: now})
+		cfg.URL = shared.database(t)
+		return openLedger(t, cfg)
 	})
 }
 
 // Small batches: records of one notification meet in different transactions.
 func TestPostgresConformsInSmallBatches(t *testing.T) {
-	ledgertest.Run(t, func(t *testing.T, now func() time.Time) ledgertest.Ledger {
+	ledgertest.Run(t, func(t *testing.T, cfg ledger.Config) ledgertest.Ledger {
 		t.Helper()
-		return openLedger(t, ledger.Config{URL: shared.database(t), Now: now, BatchRows: 3, Linger: -1})
+		cfg.URL, cfg.BatchRows, cfg.Linger = shared.database(t), 3, -1
+		return openLedger(t, cfg)
 	})
 }
 
 func TestMemoryConforms(t *testing.T) {
-	ledgertest.Run(t, func(t *testing.T, now func() time.Time) ledgertest.Ledger {
+	ledgertest.Run(t, func(t *testing.T, cfg ledger.Config) ledgertest.Ledger {
 		t.Helper()
-		m := ledger.NewMemory(ledger.Config{Now: now})
+		m := ledger.NewMemory(cfg)
 		t.Cleanup(m.Close)
 		return m
 	})

@@ -20,6 +20,10 @@ var (
 	ErrTooLong = errors.New("the search took too long")
 	// ErrBusy says that a search got no turn in time: others were searching. Nothing is wrong with it; it may be repeated.
 	ErrBusy = errors.New("too many searches at once")
+	// ErrAway says that Postgres does not answer.
+	ErrAway = errors.New("the ledger is unavailable")
+	// ErrIncomplete comes with what the queues know of a notification while Postgres does not answer.
+	ErrIncomplete = errors.New("the ledger is unavailable: this is what the queues know")
 	// ErrClosed says that the ledger has ended before the record was written. It may still have been.
 	ErrClosed = errors.New("ledger is closed")
 )

@@ -4,9 +4,10 @@ import "time"
 
 // The statements, for tests that look at their plans.
 var (
-	ListQuery       = listQuery
-	FeedStatement   = feedStatement
-	RescueStatement = rescueStatement
+	ListQuery                         = listQuery
+	FeedStatement                     = feedStatement
+	RescueStatement                   = rescueStatement
+	TakeDueStatement, RecallStatement = takeDueStatement, recallStatement
 )
 
 const (

@@ -13,6 +13,8 @@ import (
 
 // Find is all that is known of an id. When only its reservation is there, it returns what that says, with ErrReservedOnly.
 func (l *Postgres) Find(ctx context.Context, id notification.ID) (*notification.Notification, []notification.Attempt, error) {
+	ctx, cancel := l.bounded(ctx)
+	defer cancel()
 	n, err := l.find(ctx, l.pool, id, "")
 	if err != nil {
 		return n, nil, fmt.Errorf("find %s: %w", id, err)
@@ -24,9 +26,9 @@ func (l *Postgres) Find(ctx context.Context, id notification.ID) (*notification.
 	return n, attempts, nil
 }
 
-// find reads a reservation, then its row: the reservation knows the day. lock is empty or a locking clause; more is
-// what else to select and where to put it.
-func (l *Postgres) find(ctx context.Context, q querier, id notification.ID, lock string, more ...any) (*notification.Notification, error) {
+// find reads a reservation, then its row: the reservation knows the day. lock is empty or a locking clause; claim
+// is where to put what readClaim selects, or nothing.
+func (l *Postgres) find(ctx context.Context, q querier, id notification.ID, lock string, claim ...any) (*notification.Notification, error) {
 	var reserved *Reservation
 	if err := readReservations(ctx, q, [][16]byte{id}, func(r Reservation) { reserved = &r }); err != nil {
 		return nil, err
@@ -35,15 +37,15 @@ func (l *Postgres) find(ctx context.Context, q querier, id notification.ID, lock
 		return nil, ErrNotFound
 	}
 	columns := readNotification
-	if len(more) > 0 {
-		columns += ", n.claimed_until"
+	if len(claim) > 0 {
+		columns += ", " + readClaim
 	}
 	rows, err := q.Query(ctx, `select `+columns+` from notifications n where n.accepted_at = $1 and n.id = $2 `+lock, reserved.AcceptedAt, [16]byte(id))
 	if err != nil {
 		return nil, err
 	}
 	n, err := pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (*notification.Notification, error) {
-		return scanNotification(row, more...)
+		return scanNotification(row, claim...)
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return reservedOnly(*reserved), ErrReservedOnly
@@ -68,6 +70,8 @@ func (l *Postgres) FindMany(ctx context.Context, ids []notification.ID) (map[not
 	if len(ids) == 0 {
 		return found, nil
 	}
+	ctx, cancel := l.bounded(ctx)
+	defer cancel()
 	keys := make([][16]byte, 0, len(ids))
 	accepted := make([]time.Time, 0, len(ids))
 	err := readReservations(ctx, l.pool, idsOf(ids, func(id notification.ID) notification.ID { return id }), func(r Reservation) {

@@ -43,8 +43,10 @@ func (l *Postgres) BuildIndexes(ctx context.Context) error {
 		return nil
 	}
 	defer func() { // with the connection the lock would outlive its use
-		if _, err := conn.Exec(context.WithoutCancel(ctx), `select pg_advisory_unlock($1)`, lockIndexes); err != nil {
-			_ = conn.Conn().Close(context.WithoutCancel(ctx))
+		ctx, cancel := l.bounded(context.WithoutCancel(ctx))
+		defer cancel()
+		if _, err := conn.Exec(ctx, `select pg_advisory_unlock($1)`, lockIndexes); err != nil {
+			_ = conn.Conn().Close(ctx)
 		}
 	}()
 	if err := l.buildMissing(ctx, conn); err != nil {

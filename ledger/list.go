@@ -21,7 +21,7 @@ const MaxPage = 1000
 func (l *Postgres) List(ctx context.Context, f Filter, pageSize int, after Cursor) ([]*notification.Notification, Cursor, error) {
 	pageSize = clampPage(pageSize)
 	var page []*notification.Notification
-	err := l.search(ctx, func(tx pgx.Tx) error {
+	err := l.search(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		named, err := namedBy(ctx, tx, f)
 		if err != nil || named != nil && len(named.ids) == 0 {
 			return err
@@ -42,9 +42,12 @@ func (l *Postgres) List(ctx context.Context, f Filter, pageSize int, after Curso
 	return page, next, nil
 }
 
+// searchGrace is the time in which Postgres says that it has ended a statement; after it Postgres is away.
+const searchGrace = time.Second
+
 // search reads in a transaction whose statements are ended when they take too long. Few search at once, so that whatever
 // they read they leave connections to writers and submissions (P10). Waiting for a turn is part of the time.
-func (l *Postgres) search(ctx context.Context, read func(pgx.Tx) error) error {
+func (l *Postgres) search(ctx context.Context, read func(context.Context, pgx.Tx) error) error {
 	deadline := time.Now().Add(l.cfg.SearchTimeout)
 	turn, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
@@ -57,7 +60,9 @@ func (l *Postgres) search(ctx context.Context, read func(pgx.Tx) error) error {
 	defer l.searches.Release(1)
 	left := max(time.Until(deadline), time.Millisecond) // 0 would be no timeout at all
 	begin := fmt.Sprintf("begin read only; set local statement_timeout = %d", left.Milliseconds())
-	err := pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{BeginQuery: begin}, read)
+	bound, cancelBound := context.WithTimeout(ctx, left+searchGrace)
+	defer cancelBound()
+	err := pgx.BeginTxFunc(bound, l.pool, pgx.TxOptions{BeginQuery: begin}, func(tx pgx.Tx) error { return read(bound, tx) })
 	if hasCode(err, codeCanceled) && ctx.Err() == nil {
 		ended := ErrTooLong
 		if left < l.cfg.SearchTimeout/2 { // it waited for most of its time: by itself it may be quick enough

@@ -17,6 +17,8 @@ const masterKeyWord = "notifyd"
 // come leaves the word that all others open.
 func (l *Postgres) checkMasterKey(ctx context.Context) error {
 	place := []byte("master key check")
+	ctx, cancel := l.bounded(ctx)
+	defer cancel()
 	var sealed []byte
 	err := l.pool.QueryRow(ctx, `select sealed from master_key_check`).Scan(&sealed)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -33,8 +35,10 @@ func (l *Postgres) checkMasterKey(ctx context.Context) error {
 
 // leaveMasterKeyWord is for the first node, and for a database from before the word: its merchants must open.
 func (l *Postgres) leaveMasterKeyWord(ctx context.Context, place []byte) (sealed []byte, err error) {
-	if _, err := l.merchants.read(ctx, `order by id limit 1`); err != nil {
+	if _, err := l.merchants.read(ctx, `order by id limit 1`); errors.Is(err, errNotOpened) {
 		return nil, errors.Join(ErrOtherMasterKey, err)
+	} else if err != nil {
+		return nil, err
 	}
 	if sealed, err = l.cfg.Keys.Seal([]byte(masterKeyWord), place); err != nil {
 		return nil, err

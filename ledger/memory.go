@@ -16,6 +16,7 @@ import (
 // Memory is the ledger for tests: the same rules as Postgres, held to the same conformance suite, gone with the process.
 type Memory struct {
 	now    func() time.Time
+	gone   func() []string
 	window time.Duration
 	told   sync.WaitGroup // callbacks on their way
 
@@ -33,17 +34,17 @@ type Memory struct {
 
 // memoryRow is a row of notifications and its attempts. Its notification is replaced, never changed: readers keep theirs.
 type memoryRow struct {
-	n            *notification.Notification
-	attempts     []notification.Attempt
-	fed          bool
-	claimedUntil time.Time
+	n        *notification.Notification
+	attempts []notification.Attempt
+	fed      bool
+	claim    claimed
 }
 
-// NewMemory returns an empty ledger; of the settings it knows Now and Window.
+// NewMemory returns an empty ledger; of the settings it knows Now, Window and Gone.
 func NewMemory(cfg Config) *Memory {
 	cfg = cfg.withDefaults()
 	return &Memory{
-		now: cfg.Now, window: cfg.Window,
+		now: cfg.Now, gone: cfg.Gone, window: cfg.Window,
 		reservations: map[notification.ID]Reservation{},
 		answered:     map[notification.ID]bool{},
 		rows:         map[notification.ID]*memoryRow{},
@@ -109,9 +110,13 @@ func (m *Memory) Record(ctx context.Context, r Record, recorded func(error)) {
 		err = m.store(r)
 	}
 	if refused, ok := errors.AsType[*QuarantinedError](err); ok {
-		m.quarantine = append(m.quarantine, Quarantined{Number: int64(len(m.quarantine)) + 1, At: m.now(), ID: refused.ID, Reason: refused.Error(), Record: r})
+		m.setAside(r, refused)
 	}
 	m.told.Go(func() { recorded(err) })
+}
+
+func (m *Memory) setAside(r Record, why *QuarantinedError) {
+	m.quarantine = append(m.quarantine, Quarantined{Number: int64(len(m.quarantine)) + 1, At: m.now(), ID: why.ID, Reason: why.Err.Error(), Record: r})
 }
 
 func (m *Memory) store(r Record) error {
@@ -134,25 +139,24 @@ func (m *Memory) store(r Record) error {
 	}
 	row := m.rows[n.ID]
 	if row == nil {
-		row = &memoryRow{n: &n, fed: fedAtWrite(n.Progress, m.now(), m.window)}
+		row = &memoryRow{n: &n, fed: fedAtWrite(r, m.now(), m.window), claim: r.Hold.claimed()}
 		m.rows[n.ID] = row
 	} else {
-		m.advance(row, n.Progress)
+		m.advance(row, r, n.Progress)
 	}
 	row.add(r.Attempts)
 	return nil
 }
 
-func (m *Memory) advance(row *memoryRow, incoming notification.Progress) {
+func (m *Memory) advance(row *memoryRow, r Record, incoming notification.Progress) {
 	progress, replaced := advance(row.n.Progress, incoming)
 	if !replaced {
 		return
 	}
-	if cmp.Or(cmp.Compare(incoming.Generation, row.n.Generation), cmp.Compare(incoming.Attempts, row.n.Attempts)) > 0 {
-		row.claimedUntil = time.Time{}
-	}
+	newer := cmp.Or(cmp.Compare(incoming.Generation, row.n.Generation), cmp.Compare(incoming.Attempts, row.n.Attempts)) > 0
+	row.claim = row.claim.after(r.Hold, newer, incoming.State.Final(), m.now(), m.gone())
 	row.move(progress)
-	row.fed = fedAtWrite(progress, m.now(), m.window)
+	row.fed = fedAtWrite(r, m.now(), m.window)
 }
 
 // move replaces where a notification stands.
@@ -184,12 +188,31 @@ func (m *Memory) Claim(ctx context.Context, c Claim) (ClaimVerdict, time.Time, e
 	defer m.mu.Unlock()
 	row := m.rows[c.ID]
 	if row == nil {
+		return m.claimWithoutRow(c)
+	}
+	judged := &claimable{progress: row.n.Progress, claim: row.claim}
+	answer := judge(judged, c, m.now(), m.gone())
+	row.claim = judged.claim
+	return answer.verdict, answer.claimedUntil, nil
+}
+
+func (m *Memory) claimWithoutRow(c Claim) (ClaimVerdict, time.Time, error) {
+	if c.Notification == nil {
 		return ClaimNoRow, time.Time{}, nil
 	}
-	judged := &claimable{progress: row.n.Progress, claimedUntil: row.claimedUntil}
-	answer := judge(judged, c, m.now())
-	row.claimedUntil = judged.claimedUntil
-	return answer.verdict, answer.claimedUntil, nil
+	n, storable := newNewcomer(c)
+	if v := verdict(n.Notification.Progress, claimed{}, c, m.now(), nil); v != ClaimGranted {
+		return v, time.Time{}, nil
+	}
+	if !storable {
+		return ClaimNoRow, time.Time{}, nil
+	}
+	if refused, ok := errors.AsType[*QuarantinedError](m.store(n.Record)); ok { // other content
+		m.setAside(n.Record, refused)
+		return ClaimStale, time.Time{}, nil
+	}
+	m.rows[c.ID].claim = n.claim
+	return ClaimGranted, n.claim.until, nil
 }
 
 // Cancel does what Postgres.Cancel does.
@@ -212,7 +235,7 @@ func (m *Memory) operate(ctx context.Context, what string, id notification.ID, _
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", what, id, err)
 	}
-	progress, err := rule(row.n.Progress, row.claimedUntil, microseconds(now))
+	progress, err := rule(row.n.Progress, row.claim.live(now, m.gone()), microseconds(now))
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", what, id, err)
 	}

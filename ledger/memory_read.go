@@ -99,10 +99,43 @@ func (m *Memory) Feed(ctx context.Context, horizon time.Time, limit int) ([]*not
 
 // Rescue does what Postgres.Rescue does.
 func (m *Memory) Rescue(ctx context.Context, overdueBefore, now time.Time, limit int) ([]*notification.Notification, error) {
+	gone := m.gone()
 	forgotten := func(row *memoryRow) bool {
-		return due(row.n.Progress, overdueBefore) && row.n.NextAt.Before(overdueBefore) && !row.claimedUntil.After(now)
+		return due(row.n.Progress, overdueBefore) && row.n.NextAt.Before(overdueBefore) && !row.claim.live(now, gone)
 	}
 	return m.sweep(ctx, limit, forgotten, func(row *memoryRow) { row.move(rescued(row.n.Progress, microseconds(now))) })
+}
+
+// TakeDue does what Postgres.TakeDue does.
+func (m *Memory) TakeDue(ctx context.Context, now, fedBefore time.Time, lease time.Duration, limit int) ([]*notification.Notification, error) {
+	gone := m.gone()
+	match := func(row *memoryRow) bool {
+		return due(row.n.Progress, now) && (!row.fed || !row.n.NextAt.After(fedBefore)) && !row.claim.live(now, gone)
+	}
+	return m.sweep(ctx, limit, match, func(row *memoryRow) {
+		p := row.n.Progress
+		p.NextAt = microseconds(now).Add(lease)
+		row.move(p)
+	})
+}
+
+// Recall does what Postgres.Recall does.
+func (m *Memory) Recall(ctx context.Context, lost Lost, before, now time.Time) (int, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	gone, count := m.gone(), 0
+	for _, row := range m.rows {
+		p, was := recalled(row.n.Progress, row.n.Route.Persist, row.fed, lost, microseconds(before), microseconds(now))
+		if was && !row.claim.live(now, gone) {
+			row.move(p)
+			row.fed = false
+			count++
+		}
+	}
+	return count, nil
 }
 
 // sweep takes the earliest of those that match and marks them fed.

@@ -31,7 +31,7 @@ func (l *Postgres) Resend(ctx context.Context, id notification.ID, operator stri
 	return n, nil
 }
 
-type step func(p notification.Progress, claimedUntil, now time.Time) (notification.Progress, error)
+type step func(p notification.Progress, inFlight bool, now time.Time) (notification.Progress, error)
 
 var setProgress = func() string {
 	var set []string
@@ -45,13 +45,15 @@ var setProgress = func() string {
 
 // operate locks a row, asks the rule and stores its answer.
 func (l *Postgres) operate(ctx context.Context, id notification.ID, operator string, now time.Time, rule step) (*notification.Notification, error) {
+	ctx, cancel := l.bounded(ctx)
+	defer cancel()
 	var n *notification.Notification
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) (err error) {
-		var claimedUntil time.Time
-		if n, err = l.find(ctx, tx, id, "for update", timeOf(&claimedUntil)); err != nil {
+		var claim claimed
+		if n, err = l.find(ctx, tx, id, "for update", claim.into()...); err != nil {
 			return err
 		}
-		if n.Progress, err = rule(n.Progress, claimedUntil, microseconds(now)); err != nil {
+		if n.Progress, err = rule(n.Progress, claim.live(now, l.gone()), microseconds(now)); err != nil {
 			return err
 		}
 		args := append(progressValues(&n.Progress), visible(operator), n.AcceptedAt, [16]byte(id))

@@ -82,6 +82,8 @@ func (l *Postgres) learnDay(day time.Time, there bool) {
 // makePartitions makes what is missing of some days. It neither waits for nor blocks readers and writers: a table is
 // made beside, then attached.
 func (l *Postgres) makePartitions(ctx context.Context, days []time.Time) error {
+	ctx, cancel := context.WithTimeout(ctx, upkeepTimeout)
+	defer cancel()
 	slices.SortFunc(days, time.Time.Compare)
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock($1)`, lockPartitions); err != nil {
@@ -127,6 +129,8 @@ func makePartition(ctx context.Context, tx pgx.Tx, table string, day time.Time) 
 
 // partitionDays are the days that have a partition, oldest first.
 func (l *Postgres) partitionDays(ctx context.Context) ([]time.Time, error) {
+	ctx, cancel := l.bounded(ctx)
+	defer cancel()
 	rows, err := l.pool.Query(ctx, `select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
 		where i.inhparent = 'notifications'::regclass order by c.relname`)
 	if err != nil {
@@ -151,6 +155,8 @@ var errUnfinished = errors.New("unfinished")
 // dropDay drops a day's partitions unless a notification in it is open. It holds the tables for itself from before it
 // looks until they are gone, so no resend can slip in between.
 func (l *Postgres) dropDay(ctx context.Context, day time.Time) (dropped bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, upkeepTimeout)
+	defer cancel()
 	notifications, attempts := partition("notifications", day), partition("attempts", day)
 	unfinished := fmt.Sprintf(`select exists (select from %s where state in (1, 2, 3))`, notifications)
 
@@ -198,16 +204,23 @@ func (l *Postgres) dropDay(ctx context.Context, day time.Time) (dropped bool, er
 // deleteReservations deletes what was reserved before the cutoff, but on the days that were kept, in small statements.
 func (l *Postgres) deleteReservations(ctx context.Context, cutoff time.Time, kept []time.Time) error {
 	for {
-		tag, err := l.pool.Exec(ctx, `delete from reservations where id in (
-			select id from reservations r where r.accepted_at < $1
-			and not exists (select from unnest($2::timestamptz[]) as kept(day)
-				where r.accepted_at >= kept.day and r.accepted_at < kept.day + interval '24 hours')
-			order by r.accepted_at limit $3)`, cutoff, kept, reservationsPer)
+		deleted, err := l.deleteSomeReservations(ctx, cutoff, kept)
 		if err != nil {
 			return fmt.Errorf("delete reservations: %w", err)
 		}
-		if tag.RowsAffected() < reservationsPer {
+		if deleted < reservationsPer {
 			return nil
 		}
 	}
+}
+
+func (l *Postgres) deleteSomeReservations(ctx context.Context, cutoff time.Time, kept []time.Time) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, upkeepTimeout)
+	defer cancel()
+	tag, err := l.pool.Exec(ctx, `delete from reservations where id in (
+		select id from reservations r where r.accepted_at < $1
+		and not exists (select from unnest($2::timestamptz[]) as kept(day)
+			where r.accepted_at >= kept.day and r.accepted_at < kept.day + interval '24 hours')
+		order by r.accepted_at limit $3)`, cutoff, kept, reservationsPer)
+	return tag.RowsAffected(), err
 }

@@ -58,9 +58,9 @@ func TestPlans(t *testing.T) {
 
 	now := time.Now()
 	horizon := now.Add(10 * time.Minute)
-	ids, accepted, until := [][16]byte{}, []time.Time{}, []time.Time{}
+	ids, accepted, until, by, gone := [][16]byte{}, []time.Time{}, []time.Time{}, []string{}, []string{"ended"}
 	for _, n := range newest(t, l, ledger.Filter{States: []notification.State{notification.StateRetrying}}, 100) {
-		ids, accepted, until = append(ids, n.ID), append(accepted, n.AcceptedAt), append(until, horizon)
+		ids, accepted, until, by = append(ids, n.ID), append(accepted, n.AcceptedAt), append(until, horizon), append(by, "run")
 	}
 	byName, byNameArgs := ledger.ListQuery(ledger.Filter{RequestID: "request"}, ledger.Named(accepted, ids), 51, ledger.Cursor{})
 	for name, c := range map[string]struct {
@@ -75,9 +75,12 @@ func TestPlans(t *testing.T) {
 		"batch of 100,000": {ledger.BatchStatement, []any{"payday-0", ""}, 110_000},
 		"one source's":     {ledger.BatchStatement, []any{"payday-0", "source-00"}, 110_000},
 		"feed":             {ledger.FeedStatement, []any{horizon, 100}, mostRead},
-		"rescue":           {ledger.RescueStatement, []any{now, now, horizon, 100}, mostRead},
+		"rescue":           {ledger.RescueStatement, []any{now, now, horizon, 100, gone}, mostRead},
+		"take due":         {ledger.TakeDueStatement, []any{now, now.Add(-30 * time.Second), horizon, 100, gone}, mostRead},
+		"recall":           {ledger.RecallStatement, []any{now, now, true, true, true, now, 1000, gone}, 2 * mostRead},
+		"recall retries":   {ledger.RecallStatement, []any{now, now, false, false, true, now, 1000, gone}, 2 * mostRead},
 		"claim lock":       {ledger.ClaimLockStatement, []any{ids}, mostRead},
-		"claim":            {ledger.ClaimStatement, []any{accepted, ids, until}, mostRead},
+		"claim":            {ledger.ClaimStatement, []any{accepted, ids, until, by}, mostRead},
 		"find many":        {ledger.FindManyStatement, []any{accepted, ids}, mostRead},
 		"proof":            {ledger.ProofStatement, []any{now.Add(-24 * time.Hour), now, now.Add(-24 * time.Hour), [16]byte{}, 100}, mostRead},
 	} {

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -18,7 +21,14 @@ import (
 	"notifyd/source"
 )
 
-const maintenanceEvery = time.Hour
+const (
+	maintenanceEvery = time.Hour
+
+	connectTimeout = 5 * time.Second
+	pingTimeout    = 2 * time.Second  // of a connection that was idle, before it is used
+	upkeepTimeout  = time.Minute      // of a statement that nobody waits for
+	migrateTimeout = 15 * time.Minute // waiting for other nodes that migrate included
+)
 
 // Postgres is the ledger. Its methods are safe for use from many goroutines.
 type Postgres struct {
@@ -34,12 +44,15 @@ type Postgres struct {
 	writers      *writers
 	searches     *semaphore.Weighted // those under way: the other connections are for what payments wait for
 
+	prepared atomic.Bool // the schema is this version's, and the master key the right one
+	answered signal      // whenever Postgres answers a Ping
+
 	daysMu sync.Mutex
 	days   map[time.Time]bool // that have a partition, as far as known
 }
 
 // Open connects, migrates the schema and makes the partitions of the coming days. With Config.LateStart it succeeds also
-// while Postgres is away; until Run has caught up, methods fail.
+// while Postgres is away: until Run has caught up, records wait and everything else fails as Unavailable.
 func Open(ctx context.Context, cfg Config) (*Postgres, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.Validate(); err != nil {
@@ -53,7 +66,18 @@ func Open(ctx context.Context, cfg Config) (*Postgres, error) {
 		return nil, errURL
 	}
 	settings.MaxConns = int32(cfg.MaxConns) //nolint:gosec // bounded by Validate in any sane use
+	settings.ConnConfig.ConnectTimeout = or(settings.ConnConfig.ConnectTimeout, connectTimeout)
+	settings.PingTimeout = or(settings.PingTimeout, pingTimeout)
+	// A connection that was cut off ends by itself, whatever waits for it; and its session, with all that it has locked.
+	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}}
+	settings.ConnConfig.DialFunc = dialer.DialContext
 	maps.Copy(settings.ConnConfig.RuntimeParams, map[string]string{
+		"idle_in_transaction_session_timeout": "10s",
+		"tcp_keepalives_idle":                 "10",
+		"tcp_keepalives_interval":             "5",
+		"tcp_keepalives_count":                "3",
+		"tcp_user_timeout":                    "30s",
+
 		"application_name":    "notifyd",
 		"timezone":            "UTC",
 		"client_min_messages": "warning",
@@ -61,11 +85,11 @@ func Open(ctx context.Context, cfg Config) (*Postgres, error) {
 		"enable_seqscan":      "off", // a plan made while a day was empty must not last until it is full
 		"jit":                 "off", // costs more than these short statements
 	})
-	pool, err := pgxpool.NewWithConfig(ctx, settings)
-	if err != nil {
+	l := &Postgres{cfg: cfg, log: cfg.Log, now: cfg.Now, days: map[time.Time]bool{}}
+	settings.PrepareConn = l.admit
+	if l.pool, err = pgxpool.NewWithConfig(ctx, settings); err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
-	l := &Postgres{cfg: cfg, log: cfg.Log, now: cfg.Now, pool: pool, days: map[time.Time]bool{}}
 	l.reservations = newAsks(cfg.BatchRows, cfg.ReserveTimeout, l.reserve)
 	l.claims = newAsks(cfg.BatchRows, claimTimeout, l.claim)
 	l.searches = semaphore.NewWeighted(int64(max(1, cfg.MaxConns/4)))
@@ -73,11 +97,11 @@ func Open(ctx context.Context, cfg Config) (*Postgres, error) {
 	l.merchants = settingsTable[merchant.Merchant]{l, "merchant", lockMerchants, merchantFields}
 	l.sources = settingsTable[source.Source]{l, "source", lockSources, sourceFields}
 	if err := l.prepare(ctx); err != nil {
-		if cfg.LateStart && classify(err) == faultPassing {
+		if cfg.LateStart && Away(err) {
 			l.log.Warn("postgres is away; starting without it", zap.Error(err))
 			return l, nil
 		}
-		pool.Close()
+		l.pool.Close()
 		return nil, err
 	}
 	return l, nil
@@ -93,8 +117,30 @@ func CheckURL(raw string) error {
 	return nil
 }
 
+type preparing struct{}
+
+// admit lets nobody at the tables before they are this version's.
+func (l *Postgres) admit(ctx context.Context, _ *pgx.Conn) (bool, error) {
+	if l.prepared.Load() || ctx.Value(preparing{}) != nil {
+		return true, nil
+	}
+	return true, fmt.Errorf("%w: its schema is not prepared yet", ErrAway)
+}
+
+// bounded ends what would hang with a Postgres that does not answer.
+func (l *Postgres) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, l.cfg.StatementTimeout)
+}
+
+// gone are the runs whose claims have lapsed; never nil, which SQL takes for not knowing.
+func (l *Postgres) gone() []string { return append([]string{}, l.cfg.Gone()...) }
+
 // prepare makes the schema and the partitions that writers need.
 func (l *Postgres) prepare(ctx context.Context) error {
+	ctx = context.WithValue(ctx, preparing{}, true)
+	if err := l.Ping(ctx); err != nil {
+		return err
+	}
 	if err := l.migrate(ctx); err != nil {
 		return err
 	}
@@ -106,17 +152,39 @@ func (l *Postgres) prepare(ctx context.Context) error {
 	for offset := -1; offset <= partitionsAhead; offset++ {
 		days = append(days, today.AddDate(0, 0, offset))
 	}
-	return l.makePartitions(ctx, days)
+	if err := l.makePartitions(ctx, days); err != nil {
+		return err
+	}
+	l.prepared.Store(true)
+	return nil
+}
+
+// prepareLate prepares after a late start, until it succeeds or ctx ends. With another master key it never would.
+func (l *Postgres) prepareLate(ctx context.Context) error {
+	backoff := newBackoff()
+	for !l.prepared.Load() {
+		err := l.prepare(ctx)
+		if errors.Is(err, ErrOtherMasterKey) {
+			return err
+		}
+		if err != nil {
+			if ctx.Err() == nil {
+				l.log.Warn("the ledger waits for postgres", zap.Error(err))
+			}
+			if !backoff.wait(ctx) {
+				return nil
+			}
+		}
+	}
+	return nil
 }
 
 // Run writes what is recorded and maintains the partitions until ctx ends. Then it takes nothing more, writes what was
-// submitted for up to Config.Drain, and returns; whatever could not be written has been told so.
+// submitted for up to Config.Drain, and returns; whatever could not be written has been told so. It fails when a late start
+// finds a database of another master key.
 func (l *Postgres) Run(ctx context.Context) error {
-	backoff := newBackoff()
-	for !l.knowsDays([]time.Time{dayOf(l.now())}) { // only after a late start
-		if err := l.prepare(ctx); err != nil && !backoff.wait(ctx) {
-			break
-		}
+	if err := l.prepareLate(ctx); err != nil {
+		return err
 	}
 	var group errgroup.Group
 	group.Go(func() error { return l.writers.run(ctx) })
@@ -145,11 +213,14 @@ func (l *Postgres) maintain(ctx context.Context) {
 	}
 }
 
-// Ping reports whether Postgres answers.
+// Ping reports whether Postgres answers. When it does, writers that were waiting for it try again at once.
 func (l *Postgres) Ping(ctx context.Context) error {
+	ctx, cancel := l.bounded(ctx)
+	defer cancel()
 	if err := l.pool.Ping(ctx); err != nil {
 		return fmt.Errorf("ping ledger: %w", err)
 	}
+	l.answered.send()
 	return nil
 }
 

@@ -18,6 +18,8 @@ const proofStatement = `select r.id, r.accepted_at, r.answered, coalesce(n.state
 // Reservations is one page of what was accepted in [from, to), oldest first, with what the ledger knows of each: the
 // independent count behind `notifyd prove` (P2). The cursor is zero after the last page.
 func (l *Postgres) Reservations(ctx context.Context, from, to time.Time, after ProofCursor, limit int) ([]ProofRow, ProofCursor, error) {
+	ctx, cancel := context.WithTimeout(ctx, upkeepTimeout)
+	defer cancel()
 	limit = max(limit, 1)
 	if from.Year() < minYear {
 		from = time.Date(minYear, 1, 1, 0, 0, 0, 0, time.UTC)

@@ -24,12 +24,10 @@ type Quarantined struct {
 
 // quarantine keeps a record aside, so that its neighbours go on and somebody sees it.
 func (w *writers) quarantine(ctx context.Context, p *pending, cause error) {
-	backoff := newBackoff()
+	backoff := &backoff{next: backoffFirst, wake: &w.l.answered}
 	for {
 		err := w.l.addQuarantined(ctx, p, cause)
 		if err == nil {
-			w.counts.quarantined.Add(1)
-			w.l.log.Error("a record is in quarantine", zap.Stringer("id", p.Notification.ID), zap.Error(cause))
 			w.finish(p, &QuarantinedError{p.Notification.ID, cause})
 			return
 		}
@@ -46,13 +44,22 @@ func (l *Postgres) addQuarantined(ctx context.Context, p *pending, cause error) 
 	if err := gob.NewEncoder(&record).Encode(p.Record); err != nil {
 		return fmt.Errorf("encode record: %w", err)
 	}
+	ctx, cancel := l.bounded(ctx)
+	defer cancel()
 	_, err := l.pool.Exec(ctx, `insert into quarantine (at, notification_id, reason, record) values ($1, $2, $3, $4)`,
 		l.now(), [16]byte(p.Notification.ID), visible(cause.Error()), record.Bytes())
-	return err
+	if err != nil {
+		return err
+	}
+	l.writers.counts.quarantined.Add(1)
+	l.log.Error("a record is in quarantine", zap.Stringer("id", p.Notification.ID), zap.Error(cause))
+	return nil
 }
 
 // Quarantine is a page of what was refused, oldest first, after a number.
 func (l *Postgres) Quarantine(ctx context.Context, after int64, limit int) ([]Quarantined, error) {
+	ctx, cancel := l.bounded(ctx)
+	defer cancel()
 	rows, err := l.pool.Query(ctx, `select id, at, notification_id, reason, record from quarantine where id > $1 order by id limit $2`,
 		after, clampPage(limit))
 	if err != nil {

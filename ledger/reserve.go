@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"notifyd/internal/faults"
 	"notifyd/notification"
 )
 
@@ -34,9 +35,15 @@ func (l *Postgres) reserve(ctx context.Context, wanted []Reservation) ([]Reserve
 	slices.SortStableFunc(order, func(a, b int) int { return bytes.Compare(wanted[a].ID[:], wanted[b].ID[:]) })
 	firsts := slices.CompactFunc(slices.Clone(order), func(a, b int) bool { return wanted[a].ID == wanted[b].ID })
 
+	if err := faults.Before(faults.Reserve); err != nil {
+		return nil, err
+	}
 	known, err := l.insertReservations(ctx, wanted, firsts)
 	if err != nil && pgconn.SafeToRetry(err) { // nothing was sent: a connection from before a restart
 		known, err = l.insertReservations(ctx, wanted, firsts)
+	}
+	if err == nil {
+		err = faults.After(faults.Reserve)
 	}
 	if err != nil {
 		return nil, err
@@ -107,6 +114,8 @@ func readReservations(ctx context.Context, q querier, ids [][16]byte, visit func
 // MarkAnswered notes of ids without a row that their callers were told of the acceptance: if no row ever comes, they are
 // lost, and not merely submissions that were cut short before anybody was told.
 func (l *Postgres) MarkAnswered(ctx context.Context, ids []notification.ID) error {
+	ctx, cancel := l.bounded(ctx)
+	defer cancel()
 	slices.SortFunc(ids, func(a, b notification.ID) int { return bytes.Compare(a[:], b[:]) })
 	_, err := l.pool.Exec(ctx, `update reservations set answered = true where id = any($1::uuid[])`, idsOf(ids, func(id notification.ID) notification.ID { return id }))
 	if err != nil {

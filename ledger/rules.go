@@ -2,13 +2,14 @@ package ledger
 
 import (
 	"cmp"
+	"slices"
 	"time"
 
 	"notifyd/notification"
 )
 
-// The rules of what may follow what, without I/O. Memory runs them as they stand; Postgres' upsert (store.go) and Rescue
-// (sweep.go) say the same in SQL; package ledgertest holds both to it.
+// The rules of what may follow what, without I/O. Memory runs them as they stand; Postgres' upsert (store.go) and its
+// sweeps (sweep.go) say the same in SQL; package ledgertest holds both to it.
 
 // ResendLease is how long the engine has to publish what it has resent or rescued before the sweep takes it up again.
 const ResendLease = 2 * time.Minute
@@ -47,8 +48,47 @@ func pick(stored, incoming notification.Progress, replace bool) (notification.Pr
 	return stored, false
 }
 
+// claimed says whose a row is.
+type claimed struct {
+	until time.Time // zero: nobody's
+	by    string    // a node's run; empty: one that did not say
+	held  bool      // in hand, without an attempt: see Hold
+}
+
+// live reports whether the claim counts: its time is not over, and its run not known to have ended.
+func (c claimed) live(now time.Time, gone []string) bool {
+	return c.until.After(now) && !slices.Contains(gone, c.by)
+}
+
+func (c claimed) of(run string) bool { return !c.until.IsZero() && c.by == run && run != "" }
+
+// after is the claim that a record leaves. newer says that it knows of an attempt or a generation that the row does not,
+// final that its snapshot is.
+func (c claimed) after(h *Hold, newer, final bool, now time.Time, gone []string) claimed {
+	switch {
+	case h == nil && !newer: // an outcome or a new generation ends a claim, not a row that only says where the work waits
+		return c
+	case h == nil:
+		return claimed{}
+	case !c.of(h.By) && c.live(now, gone):
+		return c
+	case newer, c.until.IsZero(), c.of(h.By) && (c.held || final && h.Until.IsZero()):
+		return h.claimed()
+	default:
+		return c
+	}
+}
+
+// claimed is what a hold leaves of its own.
+func (h *Hold) claimed() claimed {
+	if h == nil || h.Until.IsZero() {
+		return claimed{}
+	}
+	return claimed{until: microseconds(h.Until), by: h.By, held: true}
+}
+
 // verdict says whether an attempt may be made now.
-func verdict(stored notification.Progress, claimedUntil time.Time, c Claim, now time.Time) ClaimVerdict {
+func verdict(stored notification.Progress, claim claimed, c Claim, now time.Time, gone []string) ClaimVerdict {
 	switch {
 	case stored.Generation > c.Generation, stored.Generation == c.Generation && stored.Attempts > c.Attempts:
 		return ClaimStale
@@ -56,9 +96,11 @@ func verdict(stored notification.Progress, claimedUntil time.Time, c Claim, now 
 		return ClaimBehind
 	case stored.State.Final() && (!c.AllowFinal || stored.State != notification.StateDelivered):
 		return ClaimStale
-	case claimedUntil.After(now):
+	case claim.held && claim.of(c.By): // nobody else had it since
+		return ClaimGranted
+	case claim.live(now, gone):
 		return ClaimBusy
-	case !claimedUntil.IsZero():
+	case !claim.until.IsZero():
 		return ClaimGrantedAfterLapse
 	default:
 		return ClaimGranted
@@ -66,11 +108,11 @@ func verdict(stored notification.Progress, claimedUntil time.Time, c Claim, now 
 }
 
 // canceled is the progress after a cancellation.
-func canceled(p notification.Progress, claimedUntil, now time.Time) (notification.Progress, error) {
+func canceled(p notification.Progress, inFlight bool, now time.Time) (notification.Progress, error) {
 	switch {
 	case p.State.Final():
 		return p, ErrFinal
-	case claimedUntil.After(now):
+	case inFlight:
 		return p, ErrInFlight
 	}
 	p.Settle(notification.StateCanceled, notification.ReasonCanceled, notification.SettledByOperator, now)
@@ -80,8 +122,8 @@ func canceled(p notification.Progress, claimedUntil, now time.Time) (notificatio
 
 // resent is the progress after an operator asked for another attempt. A lapsed claim stays: its attempt is still to be
 // recorded as interrupted.
-func resent(p notification.Progress, claimedUntil, now time.Time) (notification.Progress, error) {
-	if claimedUntil.After(now) {
+func resent(p notification.Progress, inFlight bool, now time.Time) (notification.Progress, error) {
+	if inFlight {
 		return p, ErrInFlight
 	}
 	p.Generation++
@@ -103,14 +145,39 @@ func rescued(p notification.Progress, now time.Time) notification.Progress {
 	return p
 }
 
+// recalled is the progress of what rested in streams whose contents are gone; the second result says whether it did.
+func recalled(p notification.Progress, persist notification.Persist, fed bool, lost Lost, before, now time.Time) (notification.Progress, bool) {
+	if p.State.Final() || !p.UpdatedAt.Before(before) {
+		return p, false
+	}
+	waits := p.NextAt.IsZero() || p.Attempts == 0 && p.Reason == notification.ReasonQueued && persist == notification.PersistLedger
+	switch {
+	case lost.Merchant && p.Resting, lost.Notify && !p.Resting && waits:
+		p.Resting, p.NextAt = false, now
+	case lost.Retry && !p.Resting && fed && !p.NextAt.IsZero():
+	default:
+		return p, false
+	}
+	p.UpdatedAt = latest(now, before) // found once
+	return p, true
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 // due reports whether the sweep may look at it at all.
 func due(p notification.Progress, horizon time.Time) bool {
 	return !p.State.Final() && !p.Resting && !p.NextAt.IsZero() && !p.NextAt.After(horizon)
 }
 
 // fedAtWrite says whether the engine publishes the due time itself, so that Feed leaves the row alone.
-func fedAtWrite(p notification.Progress, now time.Time, window time.Duration) bool {
-	return p.NextAt.IsZero() || !p.NextAt.After(now.Add(window))
+func fedAtWrite(r Record, now time.Time, window time.Duration) bool {
+	next := r.Notification.NextAt
+	return next.IsZero() || !r.Unfed && !next.After(now.Add(window))
 }
 
 // microseconds is an instant as the ledger keeps it: in UTC, without what Postgres cannot hold.

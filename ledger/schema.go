@@ -19,6 +19,8 @@ var migrations embed.FS
 // migrate brings the schema up to date. Of several nodes that start at once one does it, under an advisory lock of its
 // session, while the others wait.
 func (l *Postgres) migrate(ctx context.Context) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, migrateTimeout)
+	defer cancel()
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return fmt.Errorf("migrate ledger: %w", err)

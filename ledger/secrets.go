@@ -46,10 +46,12 @@ func (c Cipher) Seal(secret, aad []byte) ([]byte, error) {
 func (c Cipher) Open(sealed, aad []byte) ([]byte, error) {
 	secret, err := c.aead.Decrypt(sealed, aad)
 	if err != nil {
-		return nil, fmt.Errorf("open secret: %w (another master key, or damaged)", err)
+		return nil, fmt.Errorf("%w: %w", errNotOpened, err)
 	}
 	return secret, nil
 }
+
+var errNotOpened = errors.New("open secret: it was sealed under another master key, or is damaged")
 
 // GenerateMasterKey makes a keyset with one fresh AES-256-GCM key, as JSON.
 func GenerateMasterKey() ([]byte, error) {
@@ -109,19 +111,33 @@ func readMasterKey(path string) ([]byte, error) {
 
 // writeOnce makes a file appear whole and durable, or not at all, and never replaces one.
 func writeOnce(path string, content []byte) (err error) {
-	temp, err := os.CreateTemp(filepath.Dir(path), ".master-key-*") // made with mode 0600
+	temp, err := writeTemp(filepath.Dir(path), ".master-key-*", content)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.Remove(temp.Name())) }()
+	defer func() { err = errors.Join(err, os.Remove(temp)) }()
+	if err := os.Link(temp, path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// writeTemp writes a durable file of mode 0600 under a name of its own.
+func writeTemp(dir, pattern string, content []byte) (path string, err error) {
+	temp, err := os.CreateTemp(dir, pattern)
+	if err != nil {
+		return "", err
+	}
 	_, err = temp.Write(content)
 	if err = errors.Join(err, temp.Sync(), temp.Close()); err != nil {
-		return err
+		return "", errors.Join(err, os.Remove(temp.Name()))
 	}
-	if err := os.Link(temp.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
+	return temp.Name(), nil
+}
+
+// syncDir makes the names in a folder durable.
+func syncDir(path string) error {
+	dir, err := os.Open(path) //nolint:gosec // of a file that the operator names
 	if err != nil {
 		return err
 	}

@@ -37,6 +37,8 @@ func (s *settingsTable[T]) put(ctx context.Context, value *T, ifVersion *int64) 
 		return nil, fmt.Errorf("put %s %q: %w", s.noun, *f.id, err)
 	}
 	*f.updatedAt = microseconds(s.ledger.now())
+	ctx, cancel := s.ledger.bounded(ctx)
+	defer cancel()
 	err = pgx.BeginFunc(ctx, s.ledger.pool, func(tx pgx.Tx) error {
 		// One change at a time, until it is visible: whoever asks for versions above the last one seen misses none.
 		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock($1)`, s.lock); err != nil {
@@ -85,15 +87,36 @@ func (s *settingsTable[T]) get(ctx context.Context, id string) (*T, error) {
 }
 
 func (s *settingsTable[T]) read(ctx context.Context, where string, args ...any) ([]*T, error) {
-	rows, err := s.ledger.pool.Query(ctx, `select id, version, updated_at, settings, secrets from `+s.noun+`s `+where, args...)
+	ctx, cancel := s.ledger.bounded(ctx)
+	defer cancel()
+	found, err := s.stored(ctx, s.ledger.pool, where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read %ss: %w", s.noun, err)
 	}
-	found, err := pgx.CollectRows(rows, s.open)
+	opened, err := s.openAll(found)
 	if err != nil {
 		return nil, fmt.Errorf("read %ss: %w", s.noun, err)
 	}
-	return found, nil
+	return opened, nil
+}
+
+// storedSettings is a row as it is, its secrets sealed.
+type storedSettings struct {
+	ID        string    `json:"id"`
+	Version   int64     `json:"version"`
+	UpdatedAt time.Time `json:"updated_at"`
+	Settings  string    `json:"settings"` // JSON without secrets
+	Secrets   []byte    `json:"secrets"`
+}
+
+func (s *settingsTable[T]) stored(ctx context.Context, q querier, where string, args ...any) ([]storedSettings, error) {
+	rows, err := q.Query(ctx, `select id, version, updated_at, settings, secrets from `+s.noun+`s `+where, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (r storedSettings, err error) {
+		return r, row.Scan(&r.ID, &r.Version, timeOf(&r.UpdatedAt), &r.Settings, &r.Secrets)
+	})
 }
 
 // place binds sealed secrets to their row.
@@ -113,26 +136,31 @@ func (s *settingsTable[T]) seal(value *T) (text string, sealed []byte, err error
 	return string(plain), sealed, err
 }
 
-func (s *settingsTable[T]) open(row pgx.CollectableRow) (*T, error) {
-	var id, text string
-	var version int64
-	var updatedAt time.Time
-	var sealed []byte
-	if err := row.Scan(&id, &version, timeOf(&updatedAt), &text, &sealed); err != nil {
+func (s *settingsTable[T]) openAll(rows []storedSettings) ([]*T, error) {
+	opened := make([]*T, len(rows))
+	for i, r := range rows {
+		value, err := s.open(r)
+		if err != nil {
+			return nil, fmt.Errorf("%s %q: %w", s.noun, r.ID, err)
+		}
+		opened[i] = value
+	}
+	return opened, nil
+}
+
+func (s *settingsTable[T]) open(r storedSettings) (*T, error) {
+	value := new(T)
+	if err := json.Unmarshal([]byte(r.Settings), value); err != nil {
 		return nil, err
 	}
-	value := new(T)
-	if err := json.Unmarshal([]byte(text), value); err != nil {
-		return nil, fmt.Errorf("%s %q: %w", s.noun, id, err)
-	}
-	secrets, err := s.ledger.cfg.Keys.Open(sealed, s.place(id))
+	secrets, err := s.ledger.cfg.Keys.Open(r.Secrets, s.place(r.ID))
 	if err != nil {
-		return nil, fmt.Errorf("%s %q: %w", s.noun, id, err)
+		return nil, err
 	}
 	f := s.fields(value)
 	if err := json.Unmarshal(secrets, f.secrets); err != nil {
-		return nil, fmt.Errorf("%s %q: the secrets are damaged", s.noun, id) // the cause could quote them
+		return nil, errors.New("the secrets are damaged") // the cause could quote them
 	}
-	*f.id, *f.version, *f.updatedAt = id, version, updatedAt
+	*f.id, *f.version, *f.updatedAt = r.ID, r.Version, r.UpdatedAt
 	return value, nil
 }

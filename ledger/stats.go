@@ -68,14 +68,16 @@ type Overdue struct {
 const overdueCounted = 10_000
 
 // overdueStatement reads the end of an index that the sweep keeps short.
-const overdueStatement = `select count(*), min(next_at) from (
+var overdueStatement = `select count(*), min(next_at) from (
 	select next_at from notifications where ` + sweepable + ` and next_at < $1
-	and (claimed_until is null or claimed_until <= $2) order by next_at limit $3) due`
+	and ` + unclaimed("$2", "$4") + ` order by next_at limit $3) due`
 
 // Overdue counts what was due before an instant, up to ten thousand.
 func (l *Postgres) Overdue(ctx context.Context, before time.Time) (Overdue, error) {
+	ctx, cancel := l.bounded(ctx)
+	defer cancel()
 	var o Overdue
-	err := l.pool.QueryRow(ctx, overdueStatement, before, microseconds(l.now()), overdueCounted).Scan(&o.Notifications, timeOf(&o.Oldest))
+	err := l.pool.QueryRow(ctx, overdueStatement, before, microseconds(l.now()), overdueCounted, l.gone()).Scan(&o.Notifications, timeOf(&o.Oldest))
 	if err != nil {
 		return Overdue{}, fmt.Errorf("count overdue: %w", err)
 	}
@@ -92,7 +94,7 @@ func (m *Memory) Overdue(ctx context.Context, before time.Time) (Overdue, error)
 	var o Overdue
 	for _, row := range m.rows {
 		p := row.n.Progress
-		if p.State.Final() || p.Resting || p.NextAt.IsZero() || !p.NextAt.Before(before) || row.claimedUntil.After(m.now()) {
+		if p.State.Final() || p.Resting || p.NextAt.IsZero() || !p.NextAt.Before(before) || row.claim.live(m.now(), m.gone()) {
 			continue
 		}
 		o.Notifications = min(o.Notifications+1, overdueCounted)

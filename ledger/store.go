@@ -11,18 +11,24 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"notifyd/internal/faults"
 	"notifyd/notification"
 )
 
 // store writes a batch in one transaction: what is new by COPY, the rest as an upsert, attempts by COPY. careful takes
 // nothing for granted: everything goes through upserts.
 func (l *Postgres) store(ctx context.Context, batch []*pending, careful bool) error {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.BatchTimeout)
+	defer cancel()
+	if err := faults.Before(faults.Record); err != nil {
+		return err
+	}
 	if days := daysOf(batch); !l.knowsDays(days) {
 		if err := l.makePartitions(ctx, days); err != nil {
 			return err
 		}
 	}
-	return pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		if err := settleAcceptance(ctx, tx, batch, careful); err != nil {
 			return err
 		}
@@ -32,7 +38,7 @@ func (l *Postgres) store(ctx context.Context, batch []*pending, careful bool) er
 			return err
 		}
 		for i, wave := range r.known {
-			if err := upsert(ctx, tx, wave, i > 0); err != nil {
+			if err := l.upsert(ctx, tx, wave, i > 0); err != nil {
 				return err
 			}
 		}
@@ -41,6 +47,10 @@ func (l *Postgres) store(ctx context.Context, batch []*pending, careful bool) er
 		}
 		return r.attempts.copyTo(ctx, tx, "attempts", attemptColumns)
 	})
+	if err != nil {
+		return err
+	}
+	return faults.After(faults.Record)
 }
 
 // batchRows is a batch as rows.
@@ -64,12 +74,21 @@ func (l *Postgres) encode(batch []*pending, careful bool) *batchRows {
 			to = r.known[wave]
 		}
 		seen[n.ID]++
-		to.notification(n, p.acceptedAt, fedAtWrite(n.Progress, now, l.cfg.Window))
+		to.notification(n, p.acceptedAt, standingOf(p.Record, now, l.cfg.Window))
 		for i := range p.Attempts {
 			r.attempts.attempt(n, p.acceptedAt, &p.Attempts[i])
 		}
 	}
 	return r
+}
+
+// standingOf is what a record says beside its snapshot.
+func standingOf(r Record, now time.Time, window time.Duration) standing {
+	s := standing{fed: fedAtWrite(r, now, window)}
+	if r.Hold != nil {
+		s.claim = claimed{until: microseconds(r.Hold.Until), by: r.Hold.By, held: true}
+	}
+	return s
 }
 
 func (r *batchRows) release() {
@@ -140,14 +159,25 @@ func addReservations(ctx context.Context, tx pgx.Tx, missing map[notification.ID
 	return err
 }
 
-// upsertStatement says in SQL what advance says in Go (P12). What was frozen at acceptance never changes. Rows are
+// upsertStatement says in SQL what advance and claimed.after say in Go (P12). What was frozen at acceptance never changes. Rows are
 // locked in the order of ids, as by everybody.
 var upsertStatement = func() string {
-	// A claim ends with an outcome or with a new generation, not with a row that only says where the work waits.
-	const newer = `(excluded.generation, excluded.attempts) > (n.generation, n.attempts)`
+	const (
+		newer = `(excluded.generation, excluded.attempts) > (n.generation, n.attempts)`
+		told  = `n.claimed_by_until is not distinct from n.claimed_until`
+		own   = `(n.claimed_by = excluded.claimed_by and n.claimed_by <> '' and ` + told + `)`
+		live  = `(n.claimed_until > $1 and not (n.claimed_by = any($2::text[]) and ` + told + `))`
+		// Null, which is as good as false, when there is no claim.
+		keep = `case when not excluded.held then not ` + newer + `
+			else (` + live + ` and not ` + own + `) or not (` + newer + ` or n.claimed_until is null
+				or (` + own + ` and (n.held or (excluded.state > 3 and excluded.claimed_until is null)))) end`
+	)
 	// A delivered one counts its resends but stays as it was settled.
 	counts := map[string]bool{"generation": true, "attempts": true, "step": true, "window_from": true, "updated_at": true}
-	set := []string{`claimed_until = case when ` + newer + ` then null else n.claimed_until end`}
+	var set []string
+	for _, column := range []string{"claimed_until", "claimed_by", "claimed_by_until", "held"} {
+		set = append(set, fmt.Sprintf(`%s = case when %s then n.%[1]s else excluded.%[1]s end`, column, keep))
+	}
 	for _, column := range append([]string{"fed"}, progressColumns...) {
 		if column == "generation" || column == "attempts" { // an acknowledgement that comes after the sweep has gone on keeps the sweep's
 			set = append(set, fmt.Sprintf(`%s = case when excluded.state = %d then greatest(n.%[1]s, excluded.%[1]s) else excluded.%[1]s end`, column, notification.StateDelivered))
@@ -157,7 +187,7 @@ var upsertStatement = func() string {
 			set = append(set, fmt.Sprintf(`%s = case when n.state = %d then n.%[1]s else excluded.%[1]s end`, column, notification.StateDelivered))
 		}
 	}
-	columns := strings.Join(writeColumns, ", ")
+	columns := columnList(writeColumns)
 	return fmt.Sprintf(`insert into notifications as n (%s) select %[1]s from incoming_notifications order by id
 		on conflict (accepted_at, id) do update set %s
 		where (n.state = %d and (excluded.generation, excluded.attempts) > (n.generation, n.attempts))
@@ -168,7 +198,7 @@ var upsertStatement = func() string {
 }()
 
 // upsert writes a wave. It goes through a table of the session: COPY carries rows cheaper than arrays do, and encodes them the same way.
-func upsert(ctx context.Context, tx pgx.Tx, r *rows, again bool) error {
+func (l *Postgres) upsert(ctx context.Context, tx pgx.Tx, r *rows, again bool) error {
 	if r.count == 0 {
 		return nil
 	}
@@ -180,7 +210,7 @@ func upsert(ctx context.Context, tx pgx.Tx, r *rows, again bool) error {
 	if err := copyIncoming(ctx, tx, "notifications", writeColumns, r); err != nil {
 		return err
 	}
-	_, err := tx.Exec(ctx, upsertStatement)
+	_, err := tx.Exec(ctx, upsertStatement, l.now(), l.gone())
 	return err
 }
 
@@ -191,7 +221,7 @@ func addAttempts(ctx context.Context, tx pgx.Tx, r *rows) error {
 	if err := copyIncoming(ctx, tx, "attempts", attemptColumns, r); err != nil {
 		return err
 	}
-	columns := strings.Join(attemptColumns, ", ")
+	columns := columnList(attemptColumns)
 	_, err := tx.Exec(ctx, `insert into attempts (`+columns+`) select `+columns+` from incoming_attempts on conflict do nothing`)
 	return err
 }

@@ -18,6 +18,8 @@ type Reserved struct {
 	Fresh      bool
 	Digest     [32]byte
 	AcceptedAt time.Time
+	// Elsewhere says that Postgres is away and the queues keep the reservation: the first record makes the ledger's.
+	Elsewhere bool
 }
 
 // Record is a snapshot of a notification on its way, with the attempts that are new in it.
@@ -29,6 +31,20 @@ type Record struct {
 	// now. When another node has accepted the same id meanwhile, its acceptance counts; other content under the same id is
 	// quarantined. A record that is not New is looked up anyway.
 	Unreserved bool
+	// Unfed says that the delay queue does not know of the due time: Feed or TakeDue brings it back.
+	Unfed bool
+	// Hold changes who has the notification in hand, together with the snapshot: not if the row knows of something newer.
+	// Nil leaves that as it is.
+	Hold *Hold
+}
+
+// Hold says who has a notification in hand, and until when at most: as good as a claim towards others, and its holder's
+// claim is granted over it. It never takes another run's live claim away; nor a claim of its own or a lapsed one, unless
+// the snapshot has an outcome, or is final without one: the next claimer is to learn of an attempt that left no trace.
+type Hold struct {
+	By string // a node's run
+	// Until is when it lapses. The zero time says that By has it in hand no more; without By it says nothing.
+	Until time.Time
 }
 
 // Claim asks whether an attempt may be made: nobody else is making it, and nothing has made it void.
@@ -37,8 +53,17 @@ type Claim struct {
 	AcceptedAt time.Time
 	Generation int64
 	Attempts   int       // made so far, as the claimer knows it
+	By         string    // the claimer: a node's run
 	Until      time.Time // when the claim lapses if no record comes
 	AllowFinal bool      // a resend of a delivered one
+	// Notification is what a row is made of where there is none, claimed from the start: of two copies without a row one
+	// wins. Nil, or one that Postgres refuses: the verdict is ClaimNoRow.
+	Notification *notification.Notification
+}
+
+// Lost says which streams' contents are gone.
+type Lost struct {
+	Notify, Merchant, Retry bool
 }
 
 // ClaimVerdict answers a claim.
@@ -49,11 +74,11 @@ const (
 	ClaimGranted ClaimVerdict = 1
 	// ClaimGrantedAfterLapse: an earlier claim lapsed without an outcome; the caller records an interrupted attempt for it.
 	ClaimGrantedAfterLapse ClaimVerdict = 2
-	// ClaimStale: the generation or the attempts have moved on, or it is final.
+	// ClaimStale: the generation or the attempts have moved on, or it is final, or the id was accepted with other content.
 	ClaimStale ClaimVerdict = 3
 	// ClaimBusy: somebody else's claim is alive until the time returned.
 	ClaimBusy ClaimVerdict = 4
-	// ClaimNoRow: nothing but perhaps a reservation is there.
+	// ClaimNoRow: nothing but perhaps a reservation is there, and none was made.
 	ClaimNoRow ClaimVerdict = 5
 	// ClaimBehind: the row has not heard of the attempts that the claimer knows of; their record is still on its way.
 	ClaimBehind ClaimVerdict = 6

@@ -78,6 +78,7 @@ const (
 	SettledByMerchant            = "merchant"
 	SettledByOperator            = "operator"
 	SettledByExpiry              = "expiry"
+	SettledByEngine              = "engine" // no request can be made of it
 )
 
 // Settle makes the notification final.
@@ -117,6 +118,10 @@ type Work struct {
 	Interrupted bool
 	// HasRow says that the ledger has a row of this notification already.
 	HasRow bool
+	// Unreserved says that it was accepted while Postgres was away: its first record makes the reservation.
+	Unreserved bool
+	// FromLedger says that no message stands for this work, only its row, which is due again by itself: NATS is away.
+	FromLedger bool
 	// Trace is the W3C traceparent of what caused this work; empty: it is not traced.
 	Trace string
 }

@@ -87,6 +87,13 @@ func Reasons() []Reason {
 	}
 }
 
+// Counts reports whether an attempt that ended so uses up a step of the schedule. Our own faults do not (P7), but for a bug,
+// which would be repeated for ever.
+func (r Reason) Counts() bool { return !r.OurFault() || r == ReasonInternal }
+
+// Permanent reports whether no later attempt can end otherwise while nobody changes anything: no request can be made.
+func (r Reason) Permanent() bool { return r == ReasonEncodeFailure || r == ReasonBadNotifyURL }
+
 // OurFault reports whether the engine's own side failed, so that neither the merchant's breaker nor its budget is touched.
 func (r Reason) OurFault() bool {
 	switch r { //nolint:exhaustive // a list of exceptions; every other reason is not ours

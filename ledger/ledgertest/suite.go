@@ -3,6 +3,7 @@ package ledgertest
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -28,6 +29,9 @@ type Ledger interface {
 	Resend(ctx context.Context, id notification.ID, operator string, now time.Time) (*notification.Notification, error)
 	Feed(ctx context.Context, horizon time.Time, limit int) ([]*notification.Notification, error)
 	Rescue(ctx context.Context, overdueBefore, now time.Time, limit int) ([]*notification.Notification, error)
+	TakeDue(ctx context.Context, now, fedBefore time.Time, lease time.Duration, limit int) ([]*notification.Notification, error)
+	Recall(ctx context.Context, lost ledger.Lost, before, now time.Time) (int, error)
+	Quarantine(ctx context.Context, after int64, limit int) ([]ledger.Quarantined, error)
 	PutMerchant(ctx context.Context, m *merchant.Merchant, ifVersion *int64) (*merchant.Merchant, error)
 	MerchantsSince(ctx context.Context, version int64) ([]*merchant.Merchant, error)
 	ListMerchants(ctx context.Context, after string, limit int) ([]*merchant.Merchant, error)
@@ -45,8 +49,9 @@ type Ledger interface {
 	MaintainPartitions(ctx context.Context, now time.Time) error
 }
 
-// Open opens an empty ledger that is running, and ends it with the test. It takes the time from now.
-type Open func(t *testing.T, now func() time.Time) Ledger
+// Open opens an empty ledger that is running, and ends it with the test. From the settings it takes the time and the runs
+// that have ended.
+type Open func(t *testing.T, cfg ledger.Config) Ledger
 
 // Run holds a ledger to the suite.
 func Run(t *testing.T, open Open) {
@@ -71,11 +76,21 @@ func Run(t *testing.T, open Open) {
 		{"claim: verdicts", claimVerdicts},
 		{"claim: a record ends it", claimEndedByRecord},
 		{"claim: one of fifty", claimRace},
+		{"claim: makes the row that is missing", claimInserts},
+		{"claim: other content, and no content", claimOtherContent},
+		{"claim: of thirty without a row one", claimInsertRace},
+		{"claim: of a run that has ended", claimGone},
+		{"hold: verdicts", holds},
+		{"hold: against claims", holdRace},
 		{"cancel", cancel},
 		{"resend", resend},
 		{"cancel, resend and claim at once", operateRace},
 		{"feed: once over two feeders", feedOnce},
 		{"feed: only what is far and due", feedChoice},
+		{"feed: what the delay queue did not get", unfed},
+		{"take due: only what is nobody's", takeDue},
+		{"take due: once over two takers", takeDueOnce},
+		{"recall", recall},
 		{"rescue", rescue},
 		{"overdue", overdue},
 		{"alarms", alarms},
@@ -87,8 +102,8 @@ func Run(t *testing.T, open Open) {
 		{"reservations: the proof's pages", proof},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			clock := &clock{at: Start}
-			c.test(&fixture{T: t, Ledger: open(t, clock.now), clock: clock})
+			clock, gone := &clock{at: Start}, &gone{}
+			c.test(&fixture{T: t, Ledger: open(t, ledger.Config{Now: clock.now, Gone: gone.runs}), clock: clock, gone: gone})
 		})
 	}
 }
@@ -114,11 +129,30 @@ func (c *clock) advance(d time.Duration) {
 	c.at = c.at.Add(d)
 }
 
+// gone are the runs that are known to have ended.
+type gone struct {
+	mu    sync.Mutex
+	ended []string
+}
+
+func (g *gone) add(run string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ended = append(g.ended, run)
+}
+
+func (g *gone) runs() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.ended)
+}
+
 // fixture is a ledger and what tests do with it all the time.
 type fixture struct {
 	*testing.T
 	Ledger
 	clock *clock
+	gone  *gone
 }
 
 func (f *fixture) must(err error) {

@@ -77,6 +77,7 @@ func pack(w notification.Work) *storev1.Work {
 		DeferredFor: n.DeferredFor.Microseconds(), DeferredSince: micros(n.DeferredSince),
 		SettledAt: micros(n.SettledAt), SettledBy: n.SettledBy, UpdatedAt: micros(n.UpdatedAt), Resting: n.Resting,
 		Trigger: uint32(w.Trigger), SecondCopy: w.SecondCopy, Operator: w.Operator, Interrupted: w.Interrupted, Trace: w.Trace,
+		Unreserved: w.Unreserved,
 	}
 }
 
@@ -104,6 +105,7 @@ func unpack(p *storev1.Work) notification.Work {
 	copy(n.Digest[:], p.Digest)
 	return notification.Work{
 		Notification: n, Trigger: notification.Trigger(p.Trigger), SecondCopy: p.SecondCopy, Operator: p.Operator, Interrupted: p.Interrupted, Trace: p.Trace, //nolint:gosec // written by pack
+		Unreserved: p.Unreserved,
 	}
 }
 

@@ -12,6 +12,8 @@ const (
 	NotifyStream   = "NOTIFY"   // accepted notifications, by shard
 	MerchantStream = "MERCHANT" // own queues, by isolation key
 	RetryStreams   = 4          // RETRY_0 … : what is due later, and what has come due
+	SpillStream    = "SPILL"    // records that Postgres could not take, by id
+	ReservedStream = "RESERVED" // ids accepted while Postgres was away
 )
 
 // RetryStream names the stream that keeps a shard's delayed work; schedules have streams of their own because the
@@ -41,6 +43,12 @@ func RetrySubjects(stream int) []string { return []string{"retry." + strconv.Ito
 func OwnQueueSubject(isolationKey string) string {
 	return "own." + notification.KeyToken(isolationKey)
 }
+
+// SpillSubject holds the records of one id that wait for Postgres.
+func SpillSubject(id notification.ID) string { return "spill." + id.String() }
+
+// ReservedSubject holds the one reservation of an id that was accepted while Postgres was away.
+func ReservedSubject(id notification.ID) string { return "reserved." + id.String() }
 
 // UndecodableSubject keeps messages that could not be read, for people.
 const UndecodableSubject = "own._undecodable"

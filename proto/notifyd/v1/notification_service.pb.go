@@ -543,9 +543,12 @@ type GetNotificationResponse struct {
 	Notification *Notification          `protobuf:"bytes,1,opt,name=notification,proto3" json:"notification,omitempty"`
 	Attempts     []*Attempt             `protobuf:"bytes,2,rep,name=attempts,proto3" json:"attempts,omitempty"`
 	// Numbers are hidden in the bodies: these are not the bytes that were sent.
-	Masked        bool `protobuf:"varint,3,opt,name=masked,proto3" json:"masked,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Masked bool `protobuf:"varint,3,opt,name=masked,proto3" json:"masked,omitempty"`
+	// The ledger does not answer: this is what the node and the queues know. Earlier attempts may be missing, and somebody else
+	// may have gone on.
+	LedgerUnavailable bool `protobuf:"varint,4,opt,name=ledger_unavailable,json=ledgerUnavailable,proto3" json:"ledger_unavailable,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *GetNotificationResponse) Reset() {
@@ -595,6 +598,13 @@ func (x *GetNotificationResponse) GetAttempts() []*Attempt {
 func (x *GetNotificationResponse) GetMasked() bool {
 	if x != nil {
 		return x.Masked
+	}
+	return false
+}
+
+func (x *GetNotificationResponse) GetLedgerUnavailable() bool {
+	if x != nil {
+		return x.LedgerUnavailable
 	}
 	return false
 }
@@ -1670,11 +1680,12 @@ const file_notifyd_v1_notification_service_proto_rawDesc = "" +
 	"\x06source\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06source\x12'\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\trequestId\x12-\n" +
-	"\rreveal_reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\frevealReason\"\xa0\x01\n" +
+	"\rreveal_reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\frevealReason\"\xcf\x01\n" +
 	"\x17GetNotificationResponse\x12<\n" +
 	"\fnotification\x18\x01 \x01(\v2\x18.notifyd.v1.NotificationR\fnotification\x12/\n" +
 	"\battempts\x18\x02 \x03(\v2\x13.notifyd.v1.AttemptR\battempts\x12\x16\n" +
-	"\x06masked\x18\x03 \x01(\bR\x06masked\"\xf4\x03\n" +
+	"\x06masked\x18\x03 \x01(\bR\x06masked\x12-\n" +
+	"\x12ledger_unavailable\x18\x04 \x01(\bR\x11ledgerUnavailable\"\xf4\x03\n" +
 	"\x12NotificationFilter\x12)\n" +
 	"\vmerchant_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\n" +
 	"merchantId\x12#\n" +

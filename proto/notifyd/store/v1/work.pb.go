@@ -123,7 +123,9 @@ type Work struct {
 	Resting        bool                   `protobuf:"varint,63,opt,name=resting,proto3" json:"resting,omitempty"`
 	Interrupted    bool                   `protobuf:"varint,64,opt,name=interrupted,proto3" json:"interrupted,omitempty"`
 	// W3C traceparent of the submission; empty: it is not traced.
-	Trace         string `protobuf:"bytes,65,opt,name=trace,proto3" json:"trace,omitempty"`
+	Trace string `protobuf:"bytes,65,opt,name=trace,proto3" json:"trace,omitempty"`
+	// Accepted while Postgres was away: its first record makes the reservation.
+	Unreserved    bool `protobuf:"varint,66,opt,name=unreserved,proto3" json:"unreserved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -522,13 +524,20 @@ func (x *Work) GetTrace() string {
 	return ""
 }
 
+func (x *Work) GetUnreserved() bool {
+	if x != nil {
+		return x.Unreserved
+	}
+	return false
+}
+
 var File_notifyd_store_v1_work_proto protoreflect.FileDescriptor
 
 const file_notifyd_store_v1_work_proto_rawDesc = "" +
 	"\n" +
 	"\x1bnotifyd/store/v1/work.proto\x12\x10notifyd.store.v1\"8\n" +
 	"\bEnvelope\x12,\n" +
-	"\x05works\x18\x01 \x03(\v2\x16.notifyd.store.v1.WorkR\x05works\"\xd7\f\n" +
+	"\x05works\x18\x01 \x03(\v2\x16.notifyd.store.v1.WorkR\x05works\"\xf7\f\n" +
 	"\x04Work\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x1d\n" +
@@ -598,7 +607,10 @@ const file_notifyd_store_v1_work_proto_rawDesc = "" +
 	"\boperator\x18> \x01(\tR\boperator\x12\x18\n" +
 	"\aresting\x18? \x01(\bR\aresting\x12 \n" +
 	"\vinterrupted\x18@ \x01(\bR\vinterrupted\x12\x14\n" +
-	"\x05trace\x18A \x01(\tR\x05trace\x1a9\n" +
+	"\x05trace\x18A \x01(\tR\x05trace\x12\x1e\n" +
+	"\n" +
+	"unreserved\x18B \x01(\bR\n" +
+	"unreserved\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B(Z&notifyd/proto/notifyd/store/v1;storev1b\x06proto3"
