@@ -73,6 +73,7 @@ type engine struct {
 	withhold func(w notification.Work) bool                             // the outcome never becomes durable
 	sent     []sent
 	delayed  []notification.Work
+	putBack  []*notification.Notification
 	failFind error
 }
 
@@ -88,6 +89,17 @@ func (e *engine) FindMany(ctx context.Context, ids []notification.ID) (map[notif
 
 func (e *engine) Remember(ctx context.Context, n *notification.Notification, isNew bool, remembered func(error)) {
 	e.Record(ctx, ledger.Record{Notification: n, New: isNew}, remembered)
+}
+
+func (e *engine) PutBack(ctx context.Context, n *notification.Notification, putBack func(error)) {
+	e.mu.Lock()
+	e.putBack = append(e.putBack, n)
+	e.mu.Unlock()
+	e.Record(ctx, ledger.Record{Notification: n, Unfed: true, Hold: &ledger.Hold{By: "run-1"}}, putBack)
+}
+
+func (e *engine) Ensure(context.Context) (map[string]time.Time, error) {
+	return map[string]time.Time{}, nil
 }
 
 func (e *engine) Delay(_ context.Context, w notification.Work) error {
@@ -121,7 +133,7 @@ func (e *engine) Deliver(ctx context.Context, w notification.Work, settled func(
 		}
 	}
 	if w.Claim {
-		verdict, until, err := e.Claim(ctx, ledger.Claim{ID: w.ID, Generation: w.Generation, Attempts: w.Attempts, Until: now().Add(time.Minute)})
+		verdict, until, err := e.Claim(ctx, ledger.Claim{ID: w.ID, AcceptedAt: w.AcceptedAt, Generation: w.Generation, Attempts: w.Attempts, Until: now().Add(time.Minute), Notification: w.Notification})
 		switch {
 		case err != nil:
 			return deferral(notification.ReasonInternal, now().Add(10*time.Millisecond))
@@ -132,7 +144,7 @@ func (e *engine) Deliver(ctx context.Context, w notification.Work, settled func(
 			return deferral(notification.ReasonInFlight, until)
 		case verdict == ledger.ClaimBehind:
 			return deferral(notification.ReasonInFlight, now().Add(10*time.Millisecond))
-		case verdict != ledger.ClaimGranted:
+		case verdict == ledger.ClaimGrantedAfterLapse:
 			w.Interrupted = true
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,7 +15,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
+	"notifyd/internal/faults"
 	"notifyd/internal/groupcommit"
+	"notifyd/internal/streams"
 	"notifyd/notification"
 	"notifyd/notification/envelope"
 	"notifyd/notification/hand"
@@ -30,14 +34,43 @@ type Deliverer interface {
 type Memory interface {
 	// FindMany returns what is known of the ids, bodies included.
 	FindMany(ctx context.Context, ids []notification.ID) (map[notification.ID]*notification.Notification, error)
-	// Remember makes a snapshot durable; remembered is called once. isNew says that no row exists yet.
+	// Remember makes a snapshot of what goes to rest durable; remembered is called once. isNew says that no row exists yet.
 	Remember(ctx context.Context, n *notification.Notification, isNew bool, remembered func(error))
+	// PutBack makes durable that the ledger alone has a notification, which has a row and is due at its NextAt; putBack is
+	// called once.
+	PutBack(ctx context.Context, n *notification.Notification, putBack func(error))
+}
+
+// Due hands out what is due and should be sent from here while NATS is away.
+type Due interface {
+	// TakeDue returns what is due and no queue was told of, and what a queue was told of and is overdue since fedBefore,
+	// each to one caller; it is due again after lease.
+	TakeDue(ctx context.Context, now, fedBefore time.Time, lease time.Duration, limit int) ([]*notification.Notification, error)
 }
 
 // Delayer keeps work until it is due.
 type Delayer interface {
 	Delay(ctx context.Context, w notification.Work) error
+	// Ensure makes its streams where they are missing, and says when each was made.
+	Ensure(ctx context.Context) (made map[string]time.Time, err error)
 }
+
+// Shards says which shards are this node's to take from, and whose own queues are this node's to drain. It keeps work
+// fair and a drain alone; that no attempt is made twice is for the claims.
+type Shards interface {
+	// Owns reports whether a shard is this node's right now.
+	Owns(shard int) bool
+	// Changed is closed when Owns answers differently for some shard.
+	Changed() <-chan struct{}
+	// Release says that nothing is taken any more from a shard that Owns no longer reports.
+	Release(shard int)
+	// Leave says that this node wants no shards any more.
+	Leave()
+}
+
+// Recall puts back on its way what rested in a stream whose contents are gone, as far as the ledger knew of it before
+// an instant: the birth of the stream that took the old one's place.
+type Recall func(ctx context.Context, stream string, before time.Time) error
 
 // Config of the lane.
 type Config struct {
@@ -51,6 +84,8 @@ type Config struct {
 	InHand int `yaml:"in_hand"`
 	// StreamBytes bounds each stream on disk; a full one refuses new submissions.
 	StreamBytes int64 `yaml:"stream_bytes"`
+	// OwnQueue bounds the notifications in one own queue; what comes when it is full waits in the ledger.
+	OwnQueue int64 `yaml:"own_queue"`
 	// Replicas of each stream: 1 for a single server, 3 for a cluster.
 	Replicas int `yaml:"-"`
 	// AckWait is how long after a crash NATS waits before it hands a notification to another taker.
@@ -62,7 +97,7 @@ type Config struct {
 // DefaultConfig is used where the operator sets nothing.
 func DefaultConfig() Config {
 	return Config{
-		Depth: 512, InFlight: 8, Patience: 500 * time.Millisecond, InHand: 20_000, StreamBytes: 8 << 30, Replicas: 1,
+		Depth: 512, InFlight: 8, Patience: 500 * time.Millisecond, InHand: 20_000, StreamBytes: 8 << 30, OwnQueue: 100_000, Replicas: 1,
 		AckWait: 10 * time.Second, PublishTimeout: 5 * time.Second,
 	}
 }
@@ -80,6 +115,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("async.in_hand: %d: must be at least depth and in_flight together (%d)", c.InHand, c.Depth+c.InFlight)
 	case c.StreamBytes < 1<<20:
 		return fmt.Errorf("async.stream_bytes: %d: must be at least 1 MiB", c.StreamBytes)
+	case c.OwnQueue < 1:
+		return fmt.Errorf("async.own_queue: %d: must be at least 1", c.OwnQueue)
 	case c.Replicas < 1 || c.Replicas > 5:
 		return fmt.Errorf("async.replicas: %d: must be 1 to 5", c.Replicas)
 	case c.AckWait < time.Second:
@@ -90,7 +127,7 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// ErrFull is returned when a stream takes no more: the caller may try again later.
+// ErrFull is returned when a stream is at its own bound: the caller may try again later. A full disk is another error.
 var ErrFull = errors.New("publish: the stream is full")
 
 // Lane is the asynchronous lane of one node.
@@ -102,24 +139,37 @@ type Lane struct {
 	delay   Delayer
 	hand    *hand.Table
 	limits  func(merchantID string) (inFlight int)
+	owned   Shards
+	due     Due // nil: nothing is taken from the ledger
+	away    func() bool
+	recall  Recall // nil: nobody is told
 	log     *zap.Logger
+	clock   func() time.Time // monotonic: for holds
 
-	shards [notification.Shards]*groupcommit.Batcher[notification.Work]
-	room   chan struct{} // one token for each notification in hand
+	publishing [notification.Shards]*groupcommit.Batcher[notification.Work]
+	room       chan struct{} // one token for each notification in hand
+	fullUntil  atomic.Int64  // see Full: nanoseconds since started
 
 	mu      sync.Mutex
 	queues  map[string]*merchantQueue // by isolation key; only keys with something to do
 	running sync.WaitGroup            // attempts, drains, moves and acknowledgements
-	own     jetstream.Stream
-	suspect map[string]uint64 // after a crash: the last sequence of each stream at the start
-	unread  atomic.Bool       // see Unread
+	taking  sync.WaitGroup            // whatever takes from NATS
+	unread  atomic.Bool               // see Unread
 
+	streams  sync.Mutex
+	own      jetstream.Stream  // nil: not seen yet
+	suspect  map[string]uint64 // after a crash: the last sequence of each stream at the start
+	crashed  bool
+	ready    chan struct{} // closed: the streams were there, and suspect is known
+	started  time.Time
+	gained   chan struct{} // a shard has become this node's: its own queues are looked for
 	stopping chan struct{} // closed: take nothing more
 
 	holding sync.Mutex
 	held    map[*message]struct{} // messages taken from NATS and not yet acknowledged
 
 	published publishCounts
+	contained containedCounts
 }
 
 // Parts are what the lane works with.
@@ -135,72 +185,49 @@ type Parts struct {
 	// Crashed says that NATS itself may have died with this node's last run: it may have forgotten what it had handed out,
 	// so whatever is stored now counts as handed out before.
 	Crashed bool
+	// Shards are shared with other nodes; nil: all are this node's.
+	Shards Shards
+	// Away says that NATS does not answer; nil: it always does. Then Due is asked for what to send; nil: nothing is sent.
+	Away func() bool
+	Due  Due
+	// Recall is told of each stream that had to be made again; nil: nobody is.
+	Recall Recall
 }
 
-// New makes the lane's streams where they are missing.
+// New makes the lane's streams where they are missing. While NATS is away it leaves that to KeepStreams.
 func New(ctx context.Context, cfg Config, parts Parts) (*Lane, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	l := &Lane{
 		cfg: cfg, js: parts.JetStream, deliver: parts.Deliverer, memory: parts.Memory, delay: parts.Delayer,
-		hand: parts.Hand, limits: parts.InFlight, log: parts.Log,
-		room: make(chan struct{}, cfg.InHand), queues: map[string]*merchantQueue{},
-		stopping: make(chan struct{}), held: map[*message]struct{}{},
+		hand: parts.Hand, limits: parts.InFlight, owned: parts.Shards, due: parts.Due, away: parts.Away, recall: parts.Recall,
+		log: parts.Log, clock: time.Now, started: time.Now(), crashed: parts.Crashed,
+		room: make(chan struct{}, cfg.InHand), queues: map[string]*merchantQueue{}, ready: make(chan struct{}),
+		gained: make(chan struct{}, 1), stopping: make(chan struct{}), held: map[*message]struct{}{},
 	}
-	if err := l.makeStreams(ctx); err != nil {
-		return nil, err
+	if l.owned == nil {
+		l.owned = alone{}
 	}
-	if parts.Crashed {
-		if err := l.noteSuspects(ctx); err != nil {
-			return nil, err
-		}
+	if l.away == nil {
+		l.away = func() bool { return false }
 	}
-	for shard := range l.shards {
-		l.shards[shard] = groupcommit.New(fitsEnvelope, func(works []notification.Work) []error {
+	for shard := range l.publishing {
+		l.publishing[shard] = groupcommit.New(fitsEnvelope, func(works []notification.Work) []error {
 			return l.publish(context.WithoutCancel(ctx), envelope.NotifySubject(shard), works)
 		})
+	}
+	if err := l.prepare(ctx); streams.Away(err) {
+		l.log.Warn("queues cannot be made yet; they are as soon as NATS answers", zap.Error(err))
+	} else if err != nil {
+		return nil, err
 	}
 	return l, nil
 }
 
-func (l *Lane) makeStreams(ctx context.Context) error {
-	_, err := l.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: envelope.NotifyStream, Subjects: []string{"notify.*"}, Retention: jetstream.WorkQueuePolicy,
-		Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew, MaxBytes: l.cfg.StreamBytes, Replicas: l.cfg.Replicas, AllowDirect: true,
-	})
-	if err != nil {
-		return fmt.Errorf("make stream %s: %w", envelope.NotifyStream, err)
-	}
-	l.own, err = l.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: envelope.MerchantStream, Subjects: []string{"own.*"}, Retention: jetstream.LimitsPolicy,
-		Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew, MaxBytes: l.cfg.StreamBytes, Replicas: l.cfg.Replicas, AllowDirect: true,
-	})
-	if err != nil {
-		return fmt.Errorf("make stream %s: %w", envelope.MerchantStream, err)
-	}
-	return nil
-}
-
-func (l *Lane) noteSuspects(ctx context.Context) error {
-	l.suspect = map[string]uint64{}
-	names := []string{envelope.NotifyStream, envelope.MerchantStream}
-	for i := range envelope.RetryStreams {
-		names = append(names, envelope.RetryStream(i))
-	}
-	for _, name := range names {
-		stream, err := l.js.Stream(ctx, name)
-		if err != nil {
-			return fmt.Errorf("look at stream %s: %w", name, err)
-		}
-		l.suspect[name] = stream.CachedInfo().State.LastSeq
-	}
-	return nil
-}
-
 // Accept makes works durable in their shards; each is accepted when accepted has been called for it with nil (P1).
 func (l *Lane) Accept(w notification.Work, accepted func(error)) {
-	l.shards[notification.ShardOf(w.Route.IsolationKey)].Add(w, accepted)
+	l.publishing[notification.ShardOf(w.Route.IsolationKey)].Add(w, accepted)
 }
 
 func fitsEnvelope(batch []notification.Work, next notification.Work) bool {
@@ -211,20 +238,29 @@ func fitsEnvelope(batch []notification.Work, next notification.Work) bool {
 	return len(batch) < envelope.MaxWorks && size <= envelope.MaxBytes
 }
 
+// fullFor is how long Full says so after a publish was refused.
+const fullFor = 500 * time.Millisecond
+
+// Full reports whether the shards' stream was at its bound a moment ago: whoever would publish now can be refused
+// without trying.
+func (l *Lane) Full() bool { return int64(time.Since(l.started)) < l.fullUntil.Load() }
+
 // publish stores one envelope; either every member is durable or none is known to be.
 func (l *Lane) publish(ctx context.Context, subject string, works []notification.Work) []error {
 	data, err := envelope.Encode(works)
 	if err == nil {
-		ctx, cancel := context.WithTimeout(ctx, l.cfg.PublishTimeout)
-		defer cancel()
-		_, err = l.js.Publish(ctx, subject, data)
+		err = l.store(ctx, faults.Publish, subject, data)
 	}
 	if err == nil {
+		l.fullUntil.Store(0)
 		l.published.envelope(len(works), len(data))
 		return nil
 	}
+	if errors.Is(err, ErrFull) {
+		l.fullUntil.Store(int64(time.Since(l.started) + fullFor))
+	}
 	l.published.failures.Add(1)
-	err = fmt.Errorf("publish to %s: %w", subject, publishError(err))
+	err = fmt.Errorf("publish to %s: %w", subject, err)
 	errs := make([]error, len(works))
 	for i := range errs {
 		errs[i] = err
@@ -232,13 +268,30 @@ func (l *Lane) publish(ctx context.Context, subject string, works []notification
 	return errs
 }
 
+// store publishes one message; write is its name among the faults.
+func (l *Lane) store(ctx context.Context, write, subject string, data []byte) error {
+	if err := faults.Before(write); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.PublishTimeout)
+	defer cancel()
+	if _, err := l.js.Publish(ctx, subject, data); err != nil {
+		return publishError(err)
+	}
+	return faults.After(write)
+}
+
+// publishError tells a stream that is at its own bound, which is the load's doing, from a JetStream that cannot store.
 func publishError(err error) error {
 	var api *jetstream.APIError
-	if errors.As(err, &api) && api.ErrorCode == errCodeStoreFailed {
+	if errors.As(err, &api) && api.ErrorCode == errCodeStoreFailed && slices.ContainsFunc(streamBounds, func(bound string) bool { return strings.Contains(api.Description, bound) }) {
 		return fmt.Errorf("%w: %s", ErrFull, api.Description)
 	}
 	return err
 }
 
-// errCodeStoreFailed is the server's "store failed": over the stream's bounds, or the disk is full.
+// errCodeStoreFailed is the server's "store failed": over one of the stream's bounds, or something is wrong with the disk.
 const errCodeStoreFailed jetstream.ErrorCode = 10077
+
+// streamBounds are the server's words for a stream at its bound.
+var streamBounds = []string{"maximum bytes exceeded", "maximum messages exceeded", "maximum messages per subject exceeded"}

@@ -44,17 +44,10 @@ func (n *node) inOwnQueue(t *testing.T, key string) []string {
 	return names
 }
 
-func (l *Lane) isResting(key string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	q := l.queues[key]
-	return q != nil && q.resting
-}
-
-// wakeUntil asks again and again, as somebody who resumes a merchant would, until something holds.
-func wakeUntil(t *testing.T, l *Lane, merchant string, limit time.Duration, what string, holds func() bool) {
+// wakeUntil asks again and again, as somebody who resumes merchant k would, until something holds.
+func wakeUntil(t *testing.T, l *Lane, what string, holds func() bool) {
 	t.Helper()
-	within(t, limit, what, func() bool { l.Wake(merchant); return holds() })
+	within(t, 10*time.Second, what, func() bool { l.Wake("k"); return holds() })
 }
 
 // A merchant that is deferred gets its own queue; its rows say why it waits and that it rests. When the gate opens, the
@@ -83,7 +76,7 @@ func TestDeferredMovesDrainsAndReturns(t *testing.T) {
 	}
 	order := n.inOwnQueue(t, "k")
 	n.shut("")
-	wakeUntil(t, l, "k", 10*time.Second, "all are delivered and the queue is gone", func() bool {
+	wakeUntil(t, l, "all are delivered and the queue is gone", func() bool {
 		return n.count() == 100 && n.empty(t, envelope.MerchantStream) && !l.isResting("k")
 	})
 	if got := n.names(); !slices.Equal(got, order) {
@@ -135,6 +128,7 @@ func TestBacklogGoesThroughTheOwnQueue(t *testing.T) {
 	n := newNode(t)
 	n.cap, n.cfg.Depth, n.cfg.InFlight, n.cfg.Patience = 2, 4, 2, 20*time.Millisecond
 	l := n.lane(t, false)
+	before := n.stored(t, envelope.MerchantStream).LastSeq
 	n.sending = func(notification.Work) { <-time.NewTimer(5 * time.Millisecond).C }
 	run(t, l, time.Second)
 	var works []notification.Work
@@ -145,7 +139,7 @@ func TestBacklogGoesThroughTheOwnQueue(t *testing.T) {
 	within(t, 20*time.Second, "all are delivered", func() bool {
 		return n.count() == 150 && n.empty(t, envelope.MerchantStream) && n.empty(t, envelope.NotifyStream)
 	})
-	if n.stored(t, envelope.MerchantStream).LastSeq == 0 {
+	if n.stored(t, envelope.MerchantStream).LastSeq == before {
 		t.Error("nothing went through the own queue")
 	}
 	once(t, n, works)
@@ -274,7 +268,7 @@ func TestDrainDropsWhatIsVoid(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.shut("")
-	wakeUntil(t, l, "k", 10*time.Second, "the own queue is empty", func() bool { return n.empty(t, envelope.MerchantStream) })
+	wakeUntil(t, l, "the own queue is empty", func() bool { return n.empty(t, envelope.MerchantStream) })
 	if got := n.names(); !slices.Equal(got, []string{"kept"}) {
 		t.Errorf("sent %q", got)
 	}
@@ -284,15 +278,16 @@ func TestDrainDropsWhatIsVoid(t *testing.T) {
 func TestUndecodableInTheOwnQueue(t *testing.T) {
 	n := newNode(t)
 	l := n.lane(t, false)
+	first := n.stored(t, envelope.MerchantStream).LastSeq
 	run(t, l, time.Second)
 	n.shut(notification.ReasonMerchantPaused)
 	accept(t, l, n.work("before", "k"))
 	within(t, 5*time.Second, "it rests", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 1 })
 	n.publishRaw(t, envelope.OwnQueueSubject("k"), []byte("\xff\xff\xff"))
 	accept(t, l, n.work("after", "k"))
-	within(t, 5*time.Second, "all rest", func() bool { return n.stored(t, envelope.MerchantStream).LastSeq >= 3 })
+	within(t, 5*time.Second, "all rest", func() bool { return n.stored(t, envelope.MerchantStream).LastSeq >= first+3 })
 	n.shut("")
-	wakeUntil(t, l, "k", 10*time.Second, "both are delivered and only what was set aside stays", func() bool {
+	wakeUntil(t, l, "both are delivered and only what was set aside stays", func() bool {
 		return n.count() == 2 && n.stored(t, envelope.MerchantStream).Msgs == 1 && !l.isResting("k")
 	})
 }

@@ -17,7 +17,7 @@ type merchantQueue struct {
 	key        string
 	merchantID string // of the work that made it
 	cap        int
-	waiting    []*hand.Item
+	waiting    []*entry
 	inFlight   int
 
 	// resting says that new arrivals go to the key's own queue in NATS.
@@ -32,10 +32,22 @@ type merchantQueue struct {
 	began   atomic.Int64 // the last of them, in Unix nanoseconds
 }
 
+// entry is an item in hand and the message that stands for it; nil: an own queue's, or none, as its row does.
+type entry struct {
+	*hand.Item
+	from *message
+}
+
+func (e *entry) fromLedger() bool { return e.Work().FromLedger }
+
 // Offer takes a work in hand; settled is called once, when its message need not come again. It blocks while the node
 // has as much in hand as it may. A work of which another copy is in hand already is settled with
 // an error: its message comes again, and by then the other copy is on record.
 func (l *Lane) Offer(ctx context.Context, w notification.Work, settled func(error)) {
+	l.offer(ctx, nil, w, settled)
+}
+
+func (l *Lane) offer(ctx context.Context, from *message, w notification.Work, settled func(error)) {
 	select {
 	case l.room <- struct{}{}:
 	case <-ctx.Done():
@@ -51,27 +63,37 @@ func (l *Lane) Offer(ctx context.Context, w notification.Work, settled func(erro
 		settled(errSecondCopyInHand)
 		return
 	}
-	l.place(ctx, item)
+	l.place(ctx, &entry{item, from})
 }
 
-// place gives an item a slot, a place in the short queue, or sends it to the own queue.
-func (l *Lane) place(ctx context.Context, item *hand.Item) {
-	w := item.Work()
+// place gives an item a slot, a place in the short queue, or sends it to the own queue. What comes from the ledger while
+// NATS is away is asked about though its key has an own queue, which nobody can read then.
+func (l *Lane) place(ctx context.Context, e *entry) {
+	w := e.Work()
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	q := l.queue(w)
 	switch {
-	case q.resting:
-		l.startMove(ctx, q, item)
+	case q.resting && !w.FromLedger:
+		l.startMove(ctx, q, e)
 	case q.inFlight < q.cap:
 		q.inFlight++
-		l.running.Go(func() { l.work(ctx, q, item) })
+		l.running.Go(func() { l.work(ctx, q, e) })
 	case len(q.waiting) < l.cfg.Depth:
-		q.waiting = append(q.waiting, item)
+		q.waiting = append(q.waiting, e)
 	default:
-		l.rest(ctx, q, notification.ReasonBacklog, time.Time{})
-		l.startMove(ctx, q, item)
+		l.deferItem(ctx, q, e, notification.ReasonBacklog, time.Time{})
 	}
-	l.mu.Unlock()
+}
+
+// deferItem sends an item to where it waits: its key's own queue, or back to the ledger. Lane.mu is held.
+func (l *Lane) deferItem(ctx context.Context, q *merchantQueue, e *entry, reason notification.Reason, until time.Time) {
+	if e.fromLedger() {
+		l.running.Go(func() { l.putBack(ctx, e.Item, reason, backAt(time.Now(), until)) })
+		return
+	}
+	l.rest(ctx, q, reason, until)
+	l.startMove(ctx, q, e)
 }
 
 // queue finds or makes the key's queue. Lane.mu is held.
@@ -89,29 +111,28 @@ func (l *Lane) queue(w notification.Work) *merchantQueue {
 }
 
 // work makes attempts for one slot of a key until nothing waits.
-func (l *Lane) work(ctx context.Context, q *merchantQueue, item *hand.Item) {
-	for item != nil {
-		if deferred, verdict := l.attempt(ctx, q, item); deferred && verdict.Reason == notification.ReasonInFlight {
-			l.hand.Leave(item, errInFlight) // of this one only: its message comes again
+func (l *Lane) work(ctx context.Context, q *merchantQueue, e *entry) {
+	for e != nil {
+		if deferred, verdict := l.attempt(ctx, q, e); deferred && verdict.Reason == notification.ReasonInFlight {
+			l.hand.Leave(e.Item, errInFlight) // of this one only: its message comes again, or its row is due again
 		} else if deferred {
 			l.mu.Lock()
-			l.rest(ctx, q, verdict.Reason, verdict.Until)
-			l.startMove(ctx, q, item)
+			l.deferItem(ctx, q, e, verdict.Reason, verdict.Until)
 			l.mu.Unlock()
 		}
-		item = l.nextWaiting(q)
+		e = l.nextWaiting(q)
 	}
 }
 
 // nextWaiting takes the slot's next item, or gives the slot back.
-func (l *Lane) nextWaiting(q *merchantQueue) *hand.Item {
+func (l *Lane) nextWaiting(q *merchantQueue) *entry {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(q.waiting) > 0 {
-		item := q.waiting[0]
+		e := q.waiting[0]
 		q.waiting[0] = nil
 		q.waiting = q.waiting[1:]
-		return item
+		return e
 	}
 	q.inFlight--
 	l.forgetIdle(q)
@@ -126,24 +147,25 @@ func (l *Lane) forgetIdle(q *merchantQueue) {
 }
 
 // attempt delivers one item. When it was deferred, the item is queued again and is the caller's to place.
-func (l *Lane) attempt(ctx context.Context, q *merchantQueue, item *hand.Item) (bool, notification.Verdict) {
-	w, ok := item.Send()
+func (l *Lane) attempt(ctx context.Context, q *merchantQueue, e *entry) (bool, notification.Verdict) {
+	w, ok := e.Send()
 	if !ok { // taken back by a cancel, which settles it
 		return false, notification.Verdict{}
 	}
+	w.Claim = w.Claim || l.lapsed(e.from) // another taker may have it too: the ledger decides
 	q.began.Store(time.Now().UnixNano())
 	q.sending.Add(1)
-	verdict := l.deliver.Deliver(ctx, w, func(err error) { l.hand.Leave(item, err) })
+	verdict := l.deliver.Deliver(ctx, w, func(err error) { l.hand.Leave(e.Item, err) })
 	q.sending.Add(-1)
 	if verdict.Deferred {
-		item.Requeue(verdict.After)
+		e.Requeue(verdict.After)
 		return true, verdict
 	}
-	item.Sent(verdict.After, verdict.Attempts)
+	e.Sent(verdict.After, verdict.Attempts)
 	return false, verdict
 }
 
-// watch moves keys whose notifications have waited too long to their own queue, until the lane stops.
+// watch moves what has waited too long to where it waits better, until the lane stops.
 func (l *Lane) watch(ctx context.Context) {
 	tick := time.NewTicker(l.cfg.Patience / 4)
 	defer tick.Stop()
@@ -154,8 +176,8 @@ func (l *Lane) watch(ctx context.Context) {
 		case now := <-tick.C:
 			l.mu.Lock()
 			for _, q := range l.queues {
-				if !q.resting && len(q.waiting) > 0 && now.Sub(q.waiting[0].Since()) > l.cfg.Patience {
-					l.rest(ctx, q, notification.ReasonBacklog, time.Time{})
+				if len(q.waiting) > 0 && now.Sub(q.waiting[0].Since()) > l.cfg.Patience {
+					l.relieve(ctx, q, notification.ReasonBacklog)
 				}
 			}
 			l.mu.Unlock()
@@ -163,8 +185,17 @@ func (l *Lane) watch(ctx context.Context) {
 	}
 }
 
+// relieve clears a key's short queue: what came from the ledger goes back to it, the rest to the own queue. Lane.mu is held.
+func (l *Lane) relieve(ctx context.Context, q *merchantQueue, reason notification.Reason) {
+	waiting := q.waiting
+	q.waiting = nil
+	for _, e := range waiting {
+		l.deferItem(ctx, q, e, reason, time.Time{})
+	}
+}
+
 // rest gives a key its own queue: what waits in process moves there, and so does what arrives from now on, until the
-// drain has emptied it. Lane.mu is held.
+// drain has emptied it. A key whose shard is another node's is drained there: here it gets none. Lane.mu is held.
 func (l *Lane) rest(ctx context.Context, q *merchantQueue, reason notification.Reason, until time.Time) {
 	if until.After(q.wakeAt) {
 		q.wakeAt = until
@@ -173,12 +204,13 @@ func (l *Lane) rest(ctx context.Context, q *merchantQueue, reason notification.R
 	if q.resting {
 		return
 	}
-	q.resting = true
-	waiting := q.waiting
-	q.waiting = nil
-	for _, item := range waiting {
-		l.startMove(ctx, q, item)
+	stopping, owns := isClosed(l.stopping), l.owns(q.key)
+	q.resting = owns || stopping
+	l.relieve(ctx, q, reason)
+	if stopping || !owns {
+		l.forgetIdle(q)
+		return
 	}
-	l.log.Info("merchant gets its own queue", zap.String("isolation_key", q.key), zap.String("reason", string(reason)), zap.Int("moved", len(waiting)))
+	l.log.Info("merchant gets its own queue", zap.String("isolation_key", q.key), zap.String("reason", string(reason)))
 	l.running.Go(func() { l.drain(ctx, q) })
 }

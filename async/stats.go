@@ -29,6 +29,8 @@ type Stats struct {
 	EnvelopeNotifications uint64 // in them
 	EnvelopeBytes         uint64
 	PublishFailures       uint64 // envelopes that are not known to be stored
+	SetAside              uint64 // messages and notifications that could not be taken and are kept for people
+	Panics                uint64 // contained ones, each about one message
 }
 
 // publishCounts grow for as long as the lane lives.
@@ -54,8 +56,9 @@ func (l *Lane) Stats() Stats {
 		InHand: len(l.room), InHandLimit: cap(l.room),
 		Envelopes: l.published.envelopes.Load(), EnvelopeNotifications: l.published.notifications.Load(),
 		EnvelopeBytes: l.published.bytes.Load(), PublishFailures: l.published.failures.Load(),
+		SetAside: l.contained.setAside.Load(), Panics: l.contained.panics.Load(),
 	}
-	for _, shard := range l.shards {
+	for _, shard := range l.publishing {
 		s.Publishing += shard.Len()
 	}
 	l.mu.Lock()
@@ -140,7 +143,11 @@ func (l *Lane) Backlog(ctx context.Context) (Backlog, error) {
 			return b, err
 		}
 	}
-	own, err := l.own.Info(ctx, jetstream.WithSubjectFilter(envelope.UndecodableSubject))
+	stream, err := l.ownStream()
+	if err != nil {
+		return b, err
+	}
+	own, err := stream.Info(ctx, jetstream.WithSubjectFilter(envelope.UndecodableSubject))
 	if err != nil {
 		return b, fmt.Errorf("look at stream %s: %w", envelope.MerchantStream, err)
 	}

@@ -127,6 +127,9 @@ func (c *Callers) Authenticate(next http.Handler) http.Handler {
 			refused = authorise(caller, r.URL.Path)
 		}
 		if refused != nil {
+			if refused.why != "" && !c.sources.Learned() {
+				refused.code, refused.told = connect.CodeUnavailable, "the keys of sources are not known yet: the ledger does not answer"
+			}
 			c.refuse(w, r, refused)
 			return
 		}

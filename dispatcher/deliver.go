@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	mathrand "math/rand/v2"
 	"time"
 
 	"go.uber.org/zap"
 
+	"notifyd/internal/faults"
 	"notifyd/ledger"
 	"notifyd/merchant"
 	"notifyd/notification"
@@ -18,38 +20,124 @@ import (
 // Deliver is the way of every attempt; a first try, a retry and a resend differ only in the work they carry. Unless
 // the verdict is Deferred, settled is called once, when what followed is durable.
 func (d *Dispatcher) Deliver(ctx context.Context, w notification.Work, settled func(error)) notification.Verdict {
-	m := d.settings(w)
-	pass, err := d.gate.Ask(ctx, w, m, d.now())
+	m, known := d.settings(ctx, w)
+	pass, err := d.gate.Ask(ctx, w, m, known, d.now())
 	if err != nil {
 		return d.postpone(w, err)
 	}
 	if pass.kind != granted {
 		return d.stop(ctx, w, pass, settled)
 	}
-	before, attempts := d.resume(w, pass)
-	w.Notification = before
-	d.wire.begin(d.now())
-	attempt := d.sender.Send(ctx, w, m)
-	d.wire.end()
-	pass.learn(&attempt)
-	after := *before
-	after.Progress = retry.Decide(before.Progress, attempt, d.schedule(w, m, &attempt), d.now(), mathrand.Float64())
-	d.observer.Attempted(&after, &attempt)
-	if after.State.Final() && !before.State.Final() {
-		d.observer.Settled(&after)
+	before, earlier := d.resume(w, pass)
+	w.Notification, w.HasRow = before, w.HasRow || w.Claim // a claim that is granted has a row
+	if err := d.keepInterrupted(ctx, w, earlier); err != nil {
+		pass.learn(&notification.Attempt{Reason: notification.ReasonInternal})
+		return d.postpone(w, err)
 	}
-	attempts = append(attempts, attempt)
-	d.remember(ctx, w, &after, attempts, settled)
-	return notification.Verdict{After: &after, Attempts: attempts}
+	attempt := d.send(ctx, w, m)
+	pass.learn(&attempt)
+	after := d.decide(before, &attempt, w, m)
+	d.observer.Attempted(after, &attempt)
+	if after.State.Final() && !before.State.Final() {
+		d.observer.Settled(after)
+	}
+	w.HasRow = w.HasRow || len(earlier) > 0
+	d.remember(ctx, w, after, []notification.Attempt{attempt}, settled)
+	return notification.Verdict{After: after, Attempts: append(earlier, attempt)}
 }
 
-// settings are the merchant's as this work's scene sees them now; nil when there is no such merchant.
-func (d *Dispatcher) settings(w notification.Work) *merchant.Merchant {
-	m := d.merchants.Get(w.MerchantID)
-	if m == nil {
+// keepInterrupted puts an attempt that left no outcome on record before the next one is made: should this process die in
+// that one too, the two are told apart.
+func (d *Dispatcher) keepInterrupted(ctx context.Context, w notification.Work, interrupted []notification.Attempt) error {
+	if len(interrupted) == 0 {
 		return nil
 	}
-	return m.ForScene(w.Scene)
+	n, now := *w.Notification, d.now()
+	n.UpdatedAt = now
+	if !n.State.Final() { // else an operator resends it
+		n.State, n.Reason, n.NextAt = notification.StateRetrying, notification.ReasonInterrupted, now.Add(d.cfg.AttemptBound)
+	}
+	kept := make(chan error, 1)
+	d.record(ctx, ledger.Record{
+		Notification: &n, Attempts: interrupted, New: !w.HasRow && !d.hand.HasRow(w.ID), Unreserved: w.Unreserved,
+		Hold: &ledger.Hold{By: d.run, Until: now.Add(d.cfg.Gate.ClaimFor)},
+	}, func(err error) { kept <- err })
+	select {
+	case err := <-kept:
+		if isQuarantined(err) {
+			return nil
+		}
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// send makes the attempt. A bug ends this attempt and nothing else.
+func (d *Dispatcher) send(ctx context.Context, w notification.Work, m *merchant.Merchant) (a notification.Attempt) {
+	began := d.now()
+	d.wire.begin(began)
+	defer d.wire.end()
+	defer func() {
+		if fault := recover(); fault != nil {
+			a = d.contained(w, began, fault)
+		}
+	}()
+	if err := faults.Before(faults.Send); err != nil {
+		return d.broken(w, began, err.Error())
+	}
+	a = d.sender.Send(ctx, w, m)
+	if err := faults.After(faults.Send); err != nil {
+		return d.broken(w, began, err.Error())
+	}
+	return a
+}
+
+// decide says what becomes of the notification. A bug in it ends the notification, visibly: repeating it would not help.
+func (d *Dispatcher) decide(before *notification.Notification, a *notification.Attempt, w notification.Work, m *merchant.Merchant) (after *notification.Notification) {
+	copied := *before
+	after = &copied
+	defer func() {
+		if fault := recover(); fault != nil {
+			*a = d.contained(w, a.StartedAt, fault)
+			after.Progress = retry.Decide(before.Progress, *a, retry.Schedule{}, d.now(), 0)
+		}
+	}()
+	_ = faults.Before(faults.Classify)
+	after.Progress = retry.Decide(before.Progress, *a, d.schedule(w, m, a), d.now(), mathrand.Float64())
+	_ = faults.After(faults.Classify)
+	return after
+}
+
+// contained is an attempt that a panic has ended.
+func (d *Dispatcher) contained(w notification.Work, began time.Time, fault any) notification.Attempt {
+	d.wire.panics.Add(1)
+	d.log.Error("an attempt has ended in a panic; it counts as made", zap.Stringer("id", w.ID), zap.Any("panic", fault), zap.Stack("stack"))
+	return d.broken(w, began, fmt.Sprintf("panic: %v", fault))
+}
+
+// broken is an attempt that ended by a fault of the engine's own. It may have reached the merchant. It uses up a step of
+// the schedule, so that it is not repeated for ever.
+func (d *Dispatcher) broken(w notification.Work, began time.Time, detail string) notification.Attempt {
+	return notification.Attempt{
+		Key: newKey(), Number: w.Attempts + 1, Generation: w.Generation, Kind: notification.KindSend, Trigger: w.Trigger,
+		Outcome: notification.OutcomeUnconfirmed, Reason: notification.ReasonInternal, Detail: detail, Counted: true,
+		StartedAt: began, Took: d.now().Sub(began), Operator: w.Operator,
+	}
+}
+
+// settings are the merchant's as this work's scene sees them now; nil when there is no such merchant, which is known only
+// if the ledger could be asked: another node may have made it a moment ago.
+func (d *Dispatcher) settings(ctx context.Context, w notification.Work) (m *merchant.Merchant, known bool) {
+	known = true
+	if m = d.merchants.Get(w.MerchantID); m == nil {
+		known = d.LearnMerchants(ctx) == nil
+		m = d.merchants.Get(w.MerchantID)
+	}
+	if m == nil {
+		return nil, known
+	}
+	return m.ForScene(w.Scene), true
 }
 
 // resume is the notification as its attempt begins: the deferral is over, and an attempt that left no outcome is on record.
@@ -67,7 +155,8 @@ func (d *Dispatcher) resume(w notification.Work, pass permission) (*notification
 	}}
 }
 
-// stop ends a work without an attempt: deferred (the lane keeps it), settled (expired), or void (another copy goes on).
+// stop ends a work without an attempt: deferred (the lane keeps it), settled (expired, or its merchant is gone), or void
+// (another copy goes on).
 func (d *Dispatcher) stop(ctx context.Context, w notification.Work, pass permission, done func(error)) notification.Verdict {
 	switch pass.kind {
 	case deferred:
@@ -77,7 +166,11 @@ func (d *Dispatcher) stop(ctx context.Context, w notification.Work, pass permiss
 		return notification.Verdict{After: &n, Deferred: true, Reason: pass.reason, Until: pass.until}
 	case settled:
 		before, attempts := d.resume(w, pass)
-		before.Settle(notification.StateExpired, pass.reason, notification.SettledByExpiry, d.now())
+		if pass.reason == notification.ReasonExpired {
+			before.Settle(notification.StateExpired, pass.reason, notification.SettledByExpiry, d.now())
+		} else {
+			before.Settle(notification.StateDead, pass.reason, notification.SettledByEngine, d.now())
+		}
 		d.observer.Settled(before)
 		d.remember(ctx, w, before, attempts, done)
 		return notification.Verdict{After: before, Attempts: attempts, Reason: pass.reason}
@@ -97,8 +190,11 @@ func (d *Dispatcher) postpone(w notification.Work, err error) notification.Verdi
 // remember makes what followed durable: first the ledger, then the schedule of the next attempt. Dying in between
 // leaves a row that says when the next attempt is due, which the redelivered message or the sweep goes on from.
 func (d *Dispatcher) remember(ctx context.Context, w notification.Work, after *notification.Notification, attempts []notification.Attempt, settled func(error)) {
-	isNew := !w.HasRow && !d.hand.HasRow(w.ID)
-	d.record(ctx, ledger.Record{Notification: after, Attempts: attempts, New: isNew}, func(err error) {
+	record := ledger.Record{Notification: after, Attempts: attempts, New: !w.HasRow && !d.hand.HasRow(w.ID), Unreserved: w.Unreserved}
+	if len(attempts) == 0 { // nothing else in it ends the claim
+		record.Hold = &ledger.Hold{By: d.run}
+	}
+	d.record(ctx, record, func(err error) {
 		next := *after
 		if isQuarantined(err) { // no row will bring it back: the schedule must, as late as it can
 			next.NextAt, err = d.delay.Latest(next.NextAt, d.now()), nil

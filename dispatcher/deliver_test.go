@@ -442,3 +442,57 @@ func TestShownWhileInHand(t *testing.T) {
 		<-ended
 	})
 }
+
+// A panic ends one attempt: it is on record, counts, is no fault of the merchant's, and the schedule ends it.
+func TestPanicIsContained(t *testing.T) {
+	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+		w.merchant(&merchant.Merchant{ID: "m", Schedule: merchant.Schedule{Gaps: []time.Duration{time.Second, time.Second}}})
+		w.sends.mu.Lock()
+		w.sends.answer = func(work notification.Work) notification.Attempt {
+			if work.OrderID == "poison" {
+				panic("a bug")
+			}
+			return acknowledged()
+		}
+		w.sends.mu.Unlock()
+		work := w.accepted(t, "poison")
+		for range 3 {
+			if _, err := w.deliver(t, work); err != nil {
+				t.Fatal(err)
+			}
+			work = w.again(t, work)
+		}
+		n, attempts := w.row(t, work.ID)
+		if n.State != notification.StateDead || n.Reason != notification.ReasonScheduleExhausted || len(attempts) != 3 {
+			t.Errorf("row %+v, %d attempts", n.Progress, len(attempts))
+		}
+		for i, a := range attempts {
+			if a.Number != i+1 || a.Reason != notification.ReasonInternal || a.Outcome != notification.OutcomeUnconfirmed || a.Detail != "panic: a bug" {
+				t.Errorf("attempt %+v", a)
+			}
+		}
+		if got := w.Stats(); got.Panics != 3 || got.Sending != 0 || got.OpenBreakers != 0 {
+			t.Errorf("stats %+v", got)
+		}
+		if v, _ := w.deliver(t, w.accepted(t, "neighbour")); v.After.State != notification.StateDelivered {
+			t.Errorf("neighbour %+v", v.After.Progress)
+		}
+	})
+}
+
+// What no request can be made of is dead at once, with its reason.
+func TestWhatCannotBeEncodedIsDead(t *testing.T) {
+	for _, reason := range []notification.Reason{notification.ReasonEncodeFailure, notification.ReasonBadNotifyURL} {
+		t.Run(string(reason), func(t *testing.T) {
+			inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+				w.sends.answers(failed(reason))
+				work := w.accepted(t, "one")
+				w.deliver(t, work)
+				n, attempts := w.row(t, work.ID)
+				if n.State != notification.StateDead || n.Reason != reason || n.SettledBy != notification.SettledByEngine || len(attempts) != 1 {
+					t.Errorf("row %+v, %d attempts", n.Progress, len(attempts))
+				}
+			})
+		})
+	}
+}

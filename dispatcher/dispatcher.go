@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"notifyd/ledger"
@@ -93,6 +94,8 @@ type Delay interface {
 type AsyncLane interface {
 	Accept(w notification.Work, accepted func(error))
 	Wake(merchantID string)
+	// Full reports whether the queues take nothing more right now.
+	Full() bool
 }
 
 // SyncLane asks while the caller waits.
@@ -115,13 +118,20 @@ type Config struct {
 	AttemptBound time.Duration `yaml:"attempt_bound"`
 	// SeenAfter is how long a notification may be in hand before the ledger shows it.
 	SeenAfter time.Duration `yaml:"seen_after"`
+	// TraceAfter is how long after its acceptance a notification has left a trace that another node sees, if it is alive.
+	TraceAfter time.Duration `yaml:"trace_after"`
+	// IntakeBytes bounds what is being accepted at once: bodies and 4 KiB for each notification. More is refused.
+	IntakeBytes int64 `yaml:"intake_bytes"`
 	// Total and Grace are what an attempt may take where the merchant sets nothing: egress' own settings.
 	Total, Grace time.Duration `yaml:"-"`
 }
 
 // DefaultConfig is used where the operator sets nothing.
 func DefaultConfig() Config {
-	return Config{Gate: DefaultGateConfig(), AttemptBound: 30 * time.Second, SeenAfter: 700 * time.Millisecond, Total: 10 * time.Second, Grace: 5 * time.Second}
+	return Config{
+		Gate: DefaultGateConfig(), AttemptBound: 30 * time.Second, SeenAfter: 700 * time.Millisecond, TraceAfter: 5 * time.Second,
+		IntakeBytes: 128 << 20, Total: 10 * time.Second, Grace: 5 * time.Second,
+	}
 }
 
 // Validate names the first key that has a value nobody can work with.
@@ -131,12 +141,17 @@ func (c Config) Validate() error {
 		return fmt.Errorf("dispatcher.attempt_bound: %s: must be at least 1s", c.AttemptBound)
 	case c.SeenAfter < 10*time.Millisecond:
 		return fmt.Errorf("dispatcher.seen_after: %s: must be at least 10ms", c.SeenAfter)
+	case c.TraceAfter < c.SeenAfter:
+		return fmt.Errorf("dispatcher.trace_after: %s: must be at least seen_after (%s)", c.TraceAfter, c.SeenAfter)
+	case c.IntakeBytes < 1<<20:
+		return fmt.Errorf("dispatcher.intake_bytes: %d: must be at least 1 MiB", c.IntakeBytes)
 	}
 	return c.Gate.Validate()
 }
 
 // Parts are what the dispatcher conducts.
 type Parts struct {
+	Run         string // this process, among all that share the ledger
 	Ledger      Ledger
 	Store       Merchants
 	Merchants   *merchant.Registry
@@ -156,6 +171,8 @@ type Parts struct {
 // Dispatcher is one node's.
 type Dispatcher struct {
 	cfg         Config
+	run         string
+	room        *semaphore.Weighted // bytes that may be accepted at once
 	ledger      Ledger
 	store       Merchants
 	merchants   *merchant.Registry
@@ -173,6 +190,7 @@ type Dispatcher struct {
 	now         func() time.Time
 	gate        *Gate
 	owed        owed
+	lookups     *rate.Limiter // of merchants that the snapshot does not have
 	outage      *rate.Limiter // of log lines about calls that cannot be answered
 	unlogged    atomic.Int64  // such calls since the last line
 	wire        wire
@@ -187,7 +205,7 @@ func New(cfg Config, p Parts) (*Dispatcher, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	gate, err := NewGate(cfg.Gate, p.Ledger)
+	gate, err := NewGate(cfg.Gate, p.Run, p.Ledger)
 	if err != nil {
 		return nil, err
 	}
@@ -196,8 +214,9 @@ func New(cfg Config, p Parts) (*Dispatcher, error) {
 		p.Sources = source.NewRegistry()
 	}
 	d := &Dispatcher{
-		cfg: cfg, ledger: p.Ledger, store: p.Store, merchants: p.Merchants, sources: p.Sources, sourceStore: p.SourceStore, sender: p.Sender, urls: p.URLs,
-		delay: p.Delay, hand: p.Hand, places: p.Places, observer: p.Observer, log: p.Log, now: p.Now, gate: gate, outage: rate.NewLimiter(2, 20),
+		cfg: cfg, run: p.Run, room: semaphore.NewWeighted(cfg.IntakeBytes), ledger: p.Ledger, store: p.Store, merchants: p.Merchants, sources: p.Sources, sourceStore: p.SourceStore, sender: p.Sender, urls: p.URLs,
+		delay: p.Delay, hand: p.Hand, places: p.Places, observer: p.Observer, log: p.Log, now: p.Now, gate: gate,
+		lookups: rate.NewLimiter(50, 50), outage: rate.NewLimiter(2, 20),
 	}
 	d.router.Store(p.Router)
 	return d, nil
@@ -214,14 +233,19 @@ func (d *Dispatcher) FindMany(ctx context.Context, ids []notification.ID) (map[n
 	return d.ledger.FindMany(ctx, ids)
 }
 
-// Remember makes a snapshot without an attempt durable.
+// Remember makes durable that a notification goes to rest: from now on whoever finds it may take it.
 func (d *Dispatcher) Remember(ctx context.Context, n *notification.Notification, isNew bool, remembered func(error)) {
-	d.record(ctx, ledger.Record{Notification: n, New: isNew}, func(err error) {
+	d.record(ctx, ledger.Record{Notification: n, New: isNew, Unreserved: isNew, Hold: &ledger.Hold{By: d.run}}, func(err error) {
 		if isQuarantined(err) {
 			err = nil // the queue that it goes to keeps it
 		}
 		remembered(err)
 	})
+}
+
+// PutBack gives a notification back to the ledger, which knows best when it is due: the queues do not have it.
+func (d *Dispatcher) PutBack(ctx context.Context, n *notification.Notification, putBack func(error)) {
+	d.record(ctx, ledger.Record{Notification: n, Unfed: true, Hold: &ledger.Hold{By: d.run}}, putBack)
 }
 
 // Run keeps the snapshots of merchants and sources fresh and shows the ledger what stays in hand, until ctx ends.
@@ -232,10 +256,13 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastMark)
+			defer cancel()
+			d.markOwed(last, d.now())
 			return nil
 		case <-show.C:
 			d.show(ctx)
-			d.markOwed(ctx)
+			d.markOwed(ctx, d.now().Add(-markAfter))
 		case <-learn.C:
 			if err := d.LearnMerchants(ctx); err != nil && ctx.Err() == nil {
 				d.log.Warn("merchants' settings cannot be read; the last snapshot serves", zap.Error(err))
@@ -247,10 +274,11 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	}
 }
 
-// A row of something in hand says that it is due backstop later, and that is put off every refresh while it stays in
-// hand: if this process and its queues are lost, the sweep finds it.
+// A row of something in hand says that it is due backstop later, and that this process has it for heldFor. Both are put off
+// every refresh while it stays in hand: if this process and its queues are lost, the sweep finds it.
 const (
 	backstop = 3 * time.Minute
+	heldFor  = 90 * time.Second
 	refresh  = time.Minute
 )
 
@@ -263,8 +291,19 @@ func (d *Dispatcher) show(ctx context.Context) {
 			continue
 		}
 		n.UpdatedAt, n.NextAt = now, now.Add(backstop)
-		d.record(ctx, ledger.Record{Notification: &n, New: !w.HasRow}, func(error) {}) // a failure shows in the ledger's own log; the outcome is recorded anyway
+		d.record(ctx, ledger.Record{Notification: &n, New: !w.HasRow, Unreserved: w.Unreserved, Hold: d.holdNow()}, func(error) {}) // a failure shows in the ledger's own log; the outcome is recorded anyway
 	}
+}
+
+// Adopt takes over settings of an earlier time, because the ledger does not answer. What it says later is newer.
+func (d *Dispatcher) Adopt(merchants []*merchant.Merchant, sources []*source.Source) {
+	d.merchants.Learn(merchants...)
+	d.sources.Learn(sources...)
+}
+
+// holdNow says that this process has a notification in hand.
+func (d *Dispatcher) holdNow() *ledger.Hold {
+	return &ledger.Hold{By: d.run, Until: d.now().Add(heldFor)}
 }
 
 // LearnMerchants takes over what has changed since the snapshot.

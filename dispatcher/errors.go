@@ -55,7 +55,11 @@ func (d *Dispatcher) unavailable(doing string, err error) *connect.Error {
 	default:
 		d.unlogged.Add(1)
 	}
-	return withDetail(connect.NewError(connect.CodeUnavailable, errors.New(doing+": not possible right now; try again")), retryInfo())
+	what := "not possible right now; try again"
+	if errors.Is(err, ledger.ErrAway) || errors.Is(err, ledger.ErrIncomplete) {
+		what = ledger.ErrAway.Error() + "; try again"
+	}
+	return withDetail(connect.NewError(connect.CodeUnavailable, errors.New(doing+": "+what)), retryInfo())
 }
 
 // unaccepted says that a notification is not known to be durable: submitting it again is safe and right.

@@ -56,7 +56,8 @@ type fakeLedger struct {
 	*ledger.Memory
 	log                                          *journal
 	failClaim, failRecord, failReserve, failFind error
-	failMark                                     error
+	failMark, failMerchants                      error
+	elsewhere                                    bool
 	claims, marks                                int
 	marked                                       []notification.ID
 	records                                      []ledger.Record
@@ -91,7 +92,11 @@ func (l *fakeLedger) Reserve(ctx context.Context, rs []ledger.Reservation) ([]le
 	if l.failReserve != nil {
 		return nil, l.failReserve
 	}
-	return l.Memory.Reserve(ctx, rs)
+	reserved, err := l.Memory.Reserve(ctx, rs)
+	for i := range reserved {
+		reserved[i].Elsewhere = l.elsewhere
+	}
+	return reserved, err
 }
 
 func (l *fakeLedger) FindMany(ctx context.Context, ids []notification.ID) (map[notification.ID]*notification.Notification, error) {
@@ -99,6 +104,13 @@ func (l *fakeLedger) FindMany(ctx context.Context, ids []notification.ID) (map[n
 		return nil, l.failFind
 	}
 	return l.Memory.FindMany(ctx, ids)
+}
+
+func (l *fakeLedger) MerchantsSince(ctx context.Context, version int64) ([]*merchant.Merchant, error) {
+	if l.failMerchants != nil {
+		return nil, l.failMerchants
+	}
+	return l.Memory.MerchantsSince(ctx, version)
 }
 
 func (l *fakeLedger) MarkAnswered(ctx context.Context, ids []notification.ID) error {
@@ -155,7 +167,7 @@ func acknowledged() notification.Attempt {
 }
 
 func failed(reason notification.Reason) notification.Attempt {
-	return notification.Attempt{Outcome: notification.OutcomeRetryable, Reason: reason, Counted: !reason.OurFault()}
+	return notification.Attempt{Outcome: notification.OutcomeRetryable, Reason: reason, Counted: reason.Counts()}
 }
 
 // fakeDelay keeps what it was given.
@@ -220,7 +232,14 @@ type fakeAsync struct {
 	log   *journal
 	mu    sync.Mutex
 	fail  error
+	full  bool
 	works []notification.Work
+}
+
+func (a *fakeAsync) Full() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.full
 }
 
 func (a *fakeAsync) Accept(w notification.Work, accepted func(error)) {
@@ -319,7 +338,7 @@ func inBubble(t *testing.T, cfg Config, run func(t *testing.T, w *world)) {
 		}
 		merchants, table := merchant.NewRegistry(), hand.NewTable()
 		w.Dispatcher, err = New(cfg, Parts{
-			Ledger: w.memory, Store: w.memory, Merchants: merchants, Router: routes, Sender: w.sends, URLs: anyURL{},
+			Run: "run-1", Ledger: w.memory, Store: w.memory, Merchants: merchants, Router: routes, Sender: w.sends, URLs: anyURL{},
 			Delay: w.later, Hand: table, Places: w.where, Observer: Observers{w.told}, Log: zap.NewNop(), Now: clock,
 		})
 		if err != nil {

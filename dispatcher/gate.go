@@ -54,6 +54,7 @@ type Claimer interface {
 // breaker open, over rate: not now.
 type Gate struct {
 	cfg    GateConfig
+	run    string
 	claims Claimer
 	opened func(isolationKey string) // told under the breaker's lock
 
@@ -61,12 +62,12 @@ type Gate struct {
 	keys map[string]*guard // by isolation key
 }
 
-// NewGate returns a gate with closed breakers.
-func NewGate(cfg GateConfig, claims Claimer) (*Gate, error) {
+// NewGate returns a gate with closed breakers, which claims for a run.
+func NewGate(cfg GateConfig, run string, claims Claimer) (*Gate, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Gate{cfg: cfg, claims: claims, opened: func(string) {}, keys: map[string]*guard{}}, nil
+	return &Gate{cfg: cfg, run: run, claims: claims, opened: func(string) {}, keys: map[string]*guard{}}, nil
 }
 
 // guard is one isolation key's breaker and limiter.
@@ -93,17 +94,21 @@ type permissionKind uint8
 const (
 	granted permissionKind = iota + 1
 	deferred
-	settled // final without an attempt: expired
+	settled // final without an attempt: expired, or its merchant is gone
 	void    // another copy goes on; this one is dropped
 )
 
 // errNotCounted is told to a breaker about attempts that say nothing of the merchant.
 var errNotCounted = errors.New("not the merchant's fault")
 
-// Ask decides about one attempt of w by m, which may be nil, at now.
-func (g *Gate) Ask(ctx context.Context, w notification.Work, m *merchant.Merchant, now time.Time) (permission, error) {
-	if expired(w, now) {
-		return g.expire(ctx, w, now)
+// Ask decides about one attempt of w by m at now. Without a merchant it is deferred, or ended when it is known that there
+// is none.
+func (g *Gate) Ask(ctx context.Context, w notification.Work, m *merchant.Merchant, known bool, now time.Time) (permission, error) {
+	switch {
+	case expired(w, now):
+		return g.end(ctx, w, notification.ReasonExpired, now)
+	case m == nil && known:
+		return g.end(ctx, w, notification.ReasonMerchantMissing, now)
 	}
 	if p, stop := g.peek(w, m); stop {
 		return p, nil
@@ -128,11 +133,11 @@ func (g *Gate) Ask(ctx context.Context, w notification.Work, m *merchant.Merchan
 	return p, nil
 }
 
-// expire settles a work whose time is over, if no other copy of it goes on.
-func (g *Gate) expire(ctx context.Context, w notification.Work, now time.Time) (permission, error) {
+// end settles a work without another attempt, if no other copy of it goes on.
+func (g *Gate) end(ctx context.Context, w notification.Work, reason notification.Reason, now time.Time) (permission, error) {
 	p, err := g.claim(ctx, w, now)
 	if err == nil && p.kind == granted {
-		p.kind, p.reason = settled, notification.ReasonExpired
+		p.kind, p.reason = settled, reason
 	}
 	return p, err
 }
@@ -172,9 +177,15 @@ func (g *Gate) claim(ctx context.Context, w notification.Work, now time.Time) (p
 	if !w.Claim {
 		return permission{kind: granted, interrupted: w.Interrupted}, nil
 	}
+	row := w.Notification
+	if !w.HasRow { // should the claim have to make it: due one day, even if all else is lost
+		made := *w.Notification
+		made.NextAt = now.Add(backstop)
+		row = &made
+	}
 	verdict, until, err := g.claims.Claim(ctx, ledger.Claim{
 		ID: w.ID, AcceptedAt: w.AcceptedAt, Generation: w.Generation, Attempts: w.Attempts,
-		Until: now.Add(g.cfg.ClaimFor), AllowFinal: w.Trigger == notification.TriggerResend,
+		By: g.run, Until: now.Add(g.cfg.ClaimFor), AllowFinal: w.Trigger == notification.TriggerResend, Notification: row,
 	})
 	if err != nil {
 		return permission{}, fmt.Errorf("claim attempt: %w", err)

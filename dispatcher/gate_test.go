@@ -217,9 +217,10 @@ func TestRateLimitLeavesTheBreakerAlone(t *testing.T) {
 	})
 }
 
-// A merchant that is not there, or is paused, defers without a token, a claim or an end.
+// A merchant that is not there while the ledger cannot be asked, or is paused, defers without a token, a claim or an end.
 func TestMissingAndPausedDefer(t *testing.T) {
 	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+		w.memory.failMerchants = errDown
 		missing := w.due(t, "one", func(n *notification.Notification) { n.MerchantID = "gone" })
 		if v, _ := w.deliver(t, missing); !v.Deferred || v.Reason != notification.ReasonMerchantMissing || !v.Until.IsZero() || v.After.State != notification.StateAccepted {
 			t.Errorf("missing: %+v", v)
@@ -230,6 +231,28 @@ func TestMissingAndPausedDefer(t *testing.T) {
 		}
 		if w.memory.claims != 0 || w.sends.count() != 0 {
 			t.Errorf("%d claims, %d sent", w.memory.claims, w.sends.count())
+		}
+	})
+}
+
+// A merchant that even the ledger does not know ends in a dead letter with its reason, once. One that another node has just
+// made is learned and told.
+func TestMerchantThatIsGone(t *testing.T) {
+	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+		gone := w.due(t, "one", func(n *notification.Notification) { n.MerchantID = "gone" })
+		for range 2 {
+			w.deliver(t, gone)
+		}
+		n, attempts := w.row(t, gone.ID)
+		if n.State != notification.StateDead || n.Reason != notification.ReasonMerchantMissing || n.SettledBy != notification.SettledByEngine || len(attempts) != 0 {
+			t.Errorf("row %+v, %d attempts", n.Progress, len(attempts))
+		}
+		if _, err := w.memory.PutMerchant(t.Context(), &merchant.Merchant{ID: "new", NotifyURL: "https://m.test/notify"}, nil); err != nil {
+			t.Fatal(err)
+		}
+		w.merchants = merchant.NewRegistry() // which knows nothing yet
+		if v, _ := w.deliver(t, w.due(t, "two", func(n *notification.Notification) { n.MerchantID = "new" })); v.After.State != notification.StateDelivered {
+			t.Errorf("of a new merchant: %+v", v)
 		}
 	})
 }

@@ -86,13 +86,14 @@ func (d *Dispatcher) GetNotification(ctx context.Context, req *connect.Request[n
 		return nil, invalid("id", "is empty: give id, or source with request_id")
 	}
 	n, attempts, err := d.find(ctx, id)
-	if err != nil {
+	incomplete := errors.Is(err, ledger.ErrIncomplete)
+	if err != nil && !incomplete {
 		return nil, err
 	}
 	if !mayKnow(ctx, n) {
 		return nil, notFound("notification", id.String())
 	}
-	out := &notifydv1.GetNotificationResponse{Notification: toProto(n)}
+	out := &notifydv1.GetNotificationResponse{Notification: toProto(n), LedgerUnavailable: incomplete}
 	for i := range attempts {
 		out.Attempts = append(out.Attempts, attemptToProto(&attempts[i]))
 	}
@@ -109,26 +110,32 @@ func (d *Dispatcher) GetNotification(ctx context.Context, req *connect.Request[n
 	return connect.NewResponse(out), nil
 }
 
-// find asks the ledger, and this process, which may be ahead of it.
+// find asks the ledger, and this process, which may be ahead of it. While the ledger does not answer there may be something
+// to show nevertheless: it comes with ErrIncomplete.
 func (d *Dispatcher) find(ctx context.Context, id notification.ID) (*notification.Notification, []notification.Attempt, error) {
 	held, inHand := d.hand.Find(id) // before the ledger: what leaves the hand is in the ledger by then
 	n, attempts, err := d.ledger.Find(ctx, id)
 	noRow := errors.Is(err, ledger.ErrReservedOnly) || errors.Is(err, ledger.ErrNotFound)
+	var incomplete error
+	if err != nil && !noRow {
+		if n == nil && !inHand {
+			return nil, nil, d.unavailable("ask the ledger", err)
+		}
+		incomplete = ledger.ErrIncomplete
+	}
 	switch {
-	case err != nil && !noRow:
-		return nil, nil, d.unavailable("ask the ledger", err)
-	case inHand && (noRow || n.UpdatedAt.Before(held.Notification.UpdatedAt)):
+	case inHand && (n == nil || noRow || n.UpdatedAt.Before(held.Notification.UpdatedAt)):
 		recorded := len(attempts)
 		for _, a := range held.Attempts {
 			if !slices.ContainsFunc(attempts[:recorded], func(b notification.Attempt) bool { return a.Key == b.Key }) {
 				attempts = append(attempts, a)
 			}
 		}
-		return held.Notification, attempts, nil
+		return held.Notification, attempts, incomplete
 	case errors.Is(err, ledger.ErrNotFound):
 		return nil, nil, notFound("notification", id.String())
 	}
-	return n, attempts, nil
+	return n, attempts, incomplete
 }
 
 // Page sizes of ListNotifications.

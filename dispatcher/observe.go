@@ -105,6 +105,7 @@ type Stats struct {
 	Sending      int       // attempts on the wire
 	Started      uint64    // attempts, ever
 	LastStarted  time.Time // zero: none yet
+	Panics       uint64    // attempts that a bug has ended, ever
 	OpenBreakers int       // keys whose merchant is not asked until its breaker's time is over
 }
 
@@ -112,6 +113,7 @@ type Stats struct {
 type wire struct {
 	sending     atomic.Int64
 	started     atomic.Uint64
+	panics      atomic.Uint64
 	lastStarted atomic.Int64 // Unix nanoseconds
 }
 
@@ -125,7 +127,7 @@ func (w *wire) end() { w.sending.Add(-1) }
 
 // Stats is a snapshot.
 func (d *Dispatcher) Stats() Stats {
-	s := Stats{Sending: int(d.wire.sending.Load()), Started: d.wire.started.Load(), OpenBreakers: d.gate.openBreakers()}
+	s := Stats{Sending: int(d.wire.sending.Load()), Started: d.wire.started.Load(), Panics: d.wire.panics.Load(), OpenBreakers: d.gate.openBreakers()}
 	if at := d.wire.lastStarted.Load(); at != 0 {
 		s.LastStarted = time.Unix(0, at).UTC()
 	}

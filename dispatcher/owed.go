@@ -49,16 +49,19 @@ func (o *owed) before(deadline time.Time) []notification.ID {
 	defer o.mu.Unlock()
 	var ids []notification.ID
 	for id, since := range o.since {
-		if since.Before(deadline) {
+		if !since.After(deadline) {
 			ids = append(ids, id)
 		}
 	}
 	return ids
 }
 
-// markOwed marks what has been owed for a while. What could not be marked is tried again.
-func (d *Dispatcher) markOwed(ctx context.Context) {
-	ids := d.owed.before(d.now().Add(-markAfter))
+// lastMark bounds the marking at a stop: what rests in the queues then waits for the next start without a row.
+const lastMark = 5 * time.Second
+
+// markOwed marks what has been owed since before an instant. What could not be marked is tried again.
+func (d *Dispatcher) markOwed(ctx context.Context, before time.Time) {
+	ids := d.owed.before(before)
 	if len(ids) == 0 {
 		return
 	}

@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"notifyd/ledger"
 	"notifyd/notification"
 	"notifyd/source"
 )
@@ -48,6 +50,9 @@ func (d *Dispatcher) mayChange(ctx context.Context, id notification.ID) error {
 		return nil
 	}
 	n, _, err := d.find(ctx, id)
+	if errors.Is(err, ledger.ErrIncomplete) { // the change itself needs the ledger
+		err = d.unavailable("ask the ledger", err)
+	}
 	switch {
 	case err != nil:
 		return err

@@ -119,7 +119,7 @@ func TestLossOfAnAcceptedOneIsNoCutShort(t *testing.T) {
 			t.Fatal(err)
 		}
 		pass(time.Second)
-		w.markOwed(t.Context())
+		w.markOwed(t.Context(), w.now().Add(-markAfter))
 		p := w.prove(t, clock())
 		if p.Missing != 1 || p.Unanswered != 0 || !slices.Equal(p.MissingIds, []string{res.Id}) {
 			t.Errorf("%+v", p)

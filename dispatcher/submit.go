@@ -25,6 +25,7 @@ type submission struct {
 	// The answer: either err, or where it stands.
 	err       error
 	twin      *submission // the same id earlier in this batch; its answer is this one's
+	elsewhere bool        // Postgres is away: its reservation is in the queues
 	reserved  Reserving
 	duplicate bool
 	standing  *notification.Notification
@@ -42,6 +43,7 @@ func (d *Dispatcher) submit(ctx context.Context, subs []*submission) {
 		d.admit(ctx, s)
 	}
 	d.meter(subs)
+	defer d.makeRoom(subs)()
 	d.reserve(ctx, subs)
 	var answers sync.WaitGroup
 	for _, s := range subs {
@@ -69,9 +71,9 @@ func (d *Dispatcher) admit(ctx context.Context, s *submission) {
 	if s.err = d.permit(ctx, n); s.err != nil { // before the merchant is looked for: whether it exists is not for everybody
 		return
 	}
-	m := d.merchants.Get(n.MerchantID)
-	if m == nil {
-		s.err = notFound("merchant", n.MerchantID)
+	m, err := d.findMerchant(ctx, n.MerchantID)
+	if err != nil {
+		s.err = err
 		return
 	}
 	s.m = m.ForScene(n.Scene)
@@ -96,6 +98,53 @@ func (d *Dispatcher) admit(ctx context.Context, s *submission) {
 	n.State, n.Reason, n.Generation, n.UpdatedAt = notification.StateAccepted, notification.ReasonQueued, 1, now
 	n.Route = d.router.Load().Route(n, s.m, now)
 }
+
+// findMerchant looks into the snapshot. Of a merchant that is not in it the ledger is asked, now and then: another node may
+// have made it a moment ago. While the ledger does not answer nobody can say that there is none.
+func (d *Dispatcher) findMerchant(ctx context.Context, id string) (*merchant.Merchant, error) {
+	if m := d.merchants.Get(id); m != nil {
+		return m, nil
+	}
+	if d.lookups.Allow() || !d.merchants.Learned() {
+		if err := d.LearnMerchants(ctx); err != nil {
+			return nil, d.unavailable("look up merchant", err)
+		}
+	}
+	if m := d.merchants.Get(id); m != nil {
+		return m, nil
+	}
+	return nil, notFound("merchant", id)
+}
+
+// makeRoom counts what is being accepted right now. What there is no room for is refused before anything is written (P10):
+// so it is when NATS or the ledger are slower than the callers, and when the queues are full.
+func (d *Dispatcher) makeRoom(subs []*submission) (giveBack func()) {
+	var taken int64
+	full := d.async.Full()
+	for _, s := range subs {
+		if s.answered() {
+			continue
+		}
+		size := min(int64(len(s.n.Body)+roomOverhead), d.cfg.IntakeBytes)
+		switch {
+		case full:
+			s.err = busy(errQueuesFull)
+		case !d.room.TryAcquire(size):
+			s.err = busy(errNoRoom)
+		default:
+			taken += size
+		}
+	}
+	return func() { d.room.Release(taken) }
+}
+
+// roomOverhead is what a submission takes beside its body, in bytes.
+const roomOverhead = 4 << 10
+
+var (
+	errNoRoom     = errors.New("too much is being accepted at once")
+	errQueuesFull = errors.New("the queues are full")
+)
 
 // reserve takes the ids, all in one write, and answers those that were there before (P4).
 func (d *Dispatcher) reserve(ctx context.Context, subs []*submission) {
@@ -128,11 +177,11 @@ func (d *Dispatcher) reserve(ctx context.Context, subs []*submission) {
 	for i, s := range taken {
 		switch {
 		case reserved[i].Fresh:
-			s.reserved = ReservingFresh
+			s.reserved, s.elsewhere = ReservingFresh, reserved[i].Elsewhere
 		case reserved[i].Digest != s.n.Digest:
 			s.reserved, s.err = ReservingConflict, alreadyExists(s.n.ID)
 		default:
-			s.reserved, s.duplicate = ReservingDuplicate, true
+			s.reserved, s.duplicate, s.elsewhere = ReservingDuplicate, true, reserved[i].Elsewhere
 			s.n.AcceptedAt = reserved[i].AcceptedAt
 			known = append(known, s)
 		}
@@ -176,14 +225,21 @@ func (d *Dispatcher) recognise(ctx context.Context, known []*submission) {
 }
 
 // enter makes one notification durable in its lane. done is called when it is answered.
+//
+// A second copy waits until the first one must have left a trace if it is alive: its caller's node may have published it a
+// moment ago, or be asking the merchant right now (P4).
 func (d *Dispatcher) enter(ctx context.Context, s *submission, done func()) {
-	w := notification.Work{Notification: s.n, Trigger: notification.TriggerAuto, SecondCopy: s.duplicate, Trace: traceparent(ctx)}
+	w := notification.Work{
+		Notification: s.n, Trigger: notification.TriggerAuto, SecondCopy: s.duplicate, Unreserved: s.elsewhere, Trace: traceparent(ctx),
+	}
 	isSync := s.n.Route.Lane == notification.LaneSync && s.allowSync
 	switch {
 	case s.n.NotBefore.After(d.now()):
 		d.enterLater(ctx, s, w, s.n.NotBefore, notification.ReasonNotBefore, done)
-	case isSync && s.duplicate: // another caller may be waiting for this one's answer, on any node: look again when it must be over
+	case isSync && s.duplicate:
 		d.enterLater(ctx, s, w, s.n.AcceptedAt.Add(d.cfg.AttemptBound), notification.ReasonAwaitingAnswer, done)
+	case s.duplicate && d.now().Before(s.n.AcceptedAt.Add(d.cfg.TraceAfter)):
+		d.enterLater(ctx, s, w, s.n.AcceptedAt.Add(d.cfg.TraceAfter), notification.ReasonQueued, done)
 	case isSync:
 		go func() {
 			defer done()
@@ -216,7 +272,7 @@ func (d *Dispatcher) enterAsync(ctx context.Context, s *submission, w notificati
 		d.async.Accept(w, accepted)
 		return
 	}
-	d.withRow(ctx, w, func(err error) {
+	d.withRow(ctx, w, nil, func(err error) {
 		if err != nil {
 			accepted(err)
 			return
@@ -230,7 +286,7 @@ func (d *Dispatcher) enterLater(ctx context.Context, s *submission, w notificati
 	waiting := *w.Notification
 	n := &waiting
 	w.Notification = n
-	if n.Route.Lane == notification.LaneSync && reason == notification.ReasonNotBefore {
+	if n.Route.Lane == notification.LaneSync && reason != notification.ReasonAwaitingAnswer {
 		n.Route.Lane = notification.LaneAsync
 	}
 	n.NextAt, n.Reason = later(at, d.now()), reason
@@ -249,7 +305,7 @@ func (d *Dispatcher) enterLater(ctx context.Context, s *submission, w notificati
 		d.delay.DelayThen(w, answer)
 		return
 	}
-	d.ledger.Record(ctx, ledger.Record{Notification: n, New: true}, func(err error) {
+	d.ledger.Record(ctx, ledger.Record{Notification: n, New: true, Unreserved: w.Unreserved}, func(err error) {
 		if err != nil || !d.delay.Within(n.NextAt, d.now()) {
 			answer(err)
 			return
@@ -260,10 +316,10 @@ func (d *Dispatcher) enterLater(ctx context.Context, s *submission, w notificati
 
 // withRow writes the full row that PersistLedger asks for. It says that it is due some time after the stream's own way
 // must have brought it: the sweep finds it even if all of NATS is lost.
-func (d *Dispatcher) withRow(ctx context.Context, w notification.Work, written func(error)) {
+func (d *Dispatcher) withRow(ctx context.Context, w notification.Work, hold *ledger.Hold, written func(error)) {
 	row := *w.Notification
 	row.NextAt = d.now().Add(backstop)
-	d.ledger.Record(ctx, ledger.Record{Notification: &row, New: true}, written)
+	d.ledger.Record(ctx, ledger.Record{Notification: &row, New: true, Unreserved: w.Unreserved, Hold: hold}, written)
 }
 
 // enterSync asks the merchant while the caller waits. A full lane, or a gate that would not let the attempt through,
@@ -287,7 +343,7 @@ func (d *Dispatcher) enterSync(ctx context.Context, s *submission, w notificatio
 	}
 	if n.Route.Persist == notification.PersistLedger {
 		row := make(chan error, 1)
-		d.withRow(ctx, w, func(err error) { row <- err })
+		d.withRow(ctx, w, d.holdNow(), func(err error) { row <- err }) // nobody changes it while the merchant is asked
 		if err := <-row; err != nil {
 			place.Release()
 			s.err = d.unaccepted(err)

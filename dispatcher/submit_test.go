@@ -416,16 +416,16 @@ func TestOwedIsWhatStaysWithoutARow(t *testing.T) {
 		}
 		w.deliver(t, w.shards.accepted()[1])
 		w.deliver(t, w.shards.accepted()[3])
-		w.markOwed(t.Context())
+		w.markOwed(t.Context(), w.now().Add(-markAfter))
 		if w.memory.marks != 0 {
 			t.Fatal("marked at once")
 		}
 		pass(markAfter + time.Millisecond)
 		w.memory.failMark = errDown
-		w.markOwed(t.Context())
+		w.markOwed(t.Context(), w.now().Add(-markAfter))
 		w.memory.failMark = nil
-		w.markOwed(t.Context())
-		w.markOwed(t.Context())
+		w.markOwed(t.Context(), w.now().Add(-markAfter))
+		w.markOwed(t.Context(), w.now().Add(-markAfter))
 		if w.memory.marks != 1 || len(w.memory.marked) != 2 || !slices.Contains(w.memory.marked, ids[0]) || !slices.Contains(w.memory.marked, ids[2]) {
 			t.Fatalf("%d marks of %v, want one of %v and %v", w.memory.marks, w.memory.marked, ids[0], ids[2])
 		}
@@ -455,4 +455,65 @@ func TestTwinsShareTheirFate(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A second copy of what was accepted a moment ago, by whatever node, waits until the first has left a trace (P4).
+func TestSecondCopyWaitsForATrace(t *testing.T) {
+	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+		accepted := clock()
+		w.submitOne(t.Context(), payment("a"))
+		pass(100 * time.Millisecond)
+		res, err := w.submitOne(t.Context(), payment("a"))
+		if err != nil || !res.Duplicate || res.State != notifydv1.State_STATE_ACCEPTED {
+			t.Fatalf("%v, %v", res, err)
+		}
+		held := w.later.held()
+		if len(w.shards.accepted()) != 1 || len(held) != 1 || !held[0].SecondCopy || !held[0].NextAt.Equal(accepted.Add(w.cfg.TraceAfter)) {
+			t.Fatalf("published %d, scheduled %+v", len(w.shards.accepted()), held)
+		}
+		if n, _ := w.row(t, held[0].ID); !n.NextAt.Equal(held[0].NextAt) {
+			t.Errorf("row %+v", n.Progress)
+		}
+	})
+}
+
+// What there is no room for is refused before anything is reserved (P10).
+func TestNoRoomIsRefusedBeforeItIsReserved(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.IntakeBytes = 1 << 20
+	inBubble(t, cfg, func(t *testing.T, w *world) {
+		w.shards.full = true
+		_, err := w.submitOne(t.Context(), payment("a"))
+		wantCode(t, err, connect.CodeResourceExhausted, true)
+		w.shards.full = false
+		if !w.room.TryAcquire(1<<20 - 1) {
+			t.Fatal("no room at the start")
+		}
+		_, err = w.submitOne(t.Context(), payment("a"))
+		wantCode(t, err, connect.CodeResourceExhausted, true)
+		w.room.Release(1<<20 - 1)
+		res, err := w.submitOne(t.Context(), payment("a"))
+		if err != nil || res.Duplicate {
+			t.Fatalf("%v, %v", res, err)
+		}
+		if !w.room.TryAcquire(1 << 20) {
+			t.Error("room was not given back")
+		}
+	})
+}
+
+// While Postgres is away the queues keep reservations; whatever row comes first makes the ledger's.
+func TestReservedElsewhere(t *testing.T) {
+	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+		w.memory.elsewhere = true
+		w.submitOne(t.Context(), payment("a"))
+		works := w.shards.accepted()
+		if len(works) != 1 || !works[0].Unreserved {
+			t.Fatalf("published %+v", works)
+		}
+		w.deliver(t, works[0])
+		if last := w.memory.records[len(w.memory.records)-1]; !last.New || !last.Unreserved {
+			t.Errorf("recorded %+v", last)
+		}
+	})
 }

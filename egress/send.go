@@ -212,7 +212,7 @@ func (f *flight) read(parent context.Context, l *leg, resp *http.Response) {
 
 func (f *flight) settle(v Verdict) {
 	a := f.attempt
-	a.Outcome, a.Reason, a.Counted = v.Outcome, v.Reason, !v.Reason.OurFault() // P7
+	a.Outcome, a.Reason, a.Counted = v.Outcome, v.Reason, v.Reason.Counts() // P7
 	if v.Outcome == notification.OutcomeDelivered {
 		a.RetryAfter = 0
 	}

@@ -31,7 +31,7 @@ func check(t *testing.T, a notification.Attempt, w want) {
 	if a.Outcome != w.outcome || a.Reason != w.reason || a.Connects != w.connects {
 		t.Errorf("got %v %v after %d connects (%s), want %v %v after %d", a.Outcome, a.Reason, a.Connects, a.Detail, w.outcome, w.reason, w.connects)
 	}
-	if a.Counted == a.Reason.OurFault() {
+	if a.Counted != a.Reason.Counts() {
 		t.Errorf("%v: counted %t", a.Reason, a.Counted)
 	}
 	if a.Took <= 0 || a.StartedAt.Location() != time.UTC || !a.StartedAt.Equal(a.StartedAt.Truncate(time.Microsecond)) || a.Key.IsZero() {

@@ -26,13 +26,13 @@ func TestReadinessIsDocumented(t *testing.T) {
 	page := operations(t)
 	for _, row := range []string{
 		"| any | down | " + wordsUnasked,
-		"| `postgres` | down | " + wordsPostgres,
-		"| `nats` | down | " + wordsNATS,
+		"| `postgres` | degraded | " + wordsPostgres,
+		"| `nats` | degraded | " + wordsNATS,
 		"| `async_lane` | degraded | " + wordsNoNATS,
 		"| `async_lane` | degraded | " + wordsStalled,
 		"| `async_lane` | degraded | " + wordsFull,
 		"| `ledger_writer` | degraded | " + wordsLagging,
-		"| `ledger_writer` | down | " + wordsQueueFull,
+		"| `ledger_writer` | degraded | " + wordsQueueFull,
 		"| `intake` | down | " + wordsRefusing,
 		"| `intake` | degraded | " + wordsDraining,
 	} {

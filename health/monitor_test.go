@@ -239,12 +239,15 @@ func TestHangingCheckIsNoAnswer(t *testing.T) {
 		w.nats.set(nil, true)
 		pass(15 * time.Second)
 		w.active(t, "nats_degraded")
-		if r := w.Ready(); r.Ready || r.Dependencies[1].State != StateDown {
+		if r := w.Ready(); !r.Ready || r.Dependencies[1].State != StateDegraded {
 			t.Errorf("report: %+v", r)
 		}
 		w.postgres.set(errRefused, false)
 		pass(6 * time.Second)
 		w.active(t, "nats_degraded", "postgres_degraded")
+		if r := w.Ready(); r.Ready {
+			t.Errorf("report: %+v", r)
+		}
 		w.nats.set(nil, false)
 		w.postgres.set(nil, false)
 		pass(20 * time.Second)
@@ -313,12 +316,13 @@ func TestReadiness(t *testing.T) {
 		want  string
 	}{
 		{"well", func(*ward) {}, true, "postgres=ok nats=ok async_lane=ok ledger_writer=ok intake=ok"},
-		{"postgres away", func(w *ward) { w.postgres.set(errRefused, false) }, false, "postgres=down nats=ok async_lane=ok ledger_writer=ok intake=down"},
-		{"nats away", func(w *ward) { w.nats.set(errRefused, false) }, false, "postgres=ok nats=down async_lane=degraded ledger_writer=ok intake=down"},
+		{"postgres away", func(w *ward) { w.postgres.set(errRefused, false) }, true, "postgres=degraded nats=ok async_lane=ok ledger_writer=ok intake=ok"},
+		{"nats away", func(w *ward) { w.nats.set(errRefused, false) }, true, "postgres=ok nats=degraded async_lane=degraded ledger_writer=ok intake=ok"},
+		{"both away", func(w *ward) { w.nats.set(errRefused, false); w.postgres.set(errRefused, false) }, false, "postgres=degraded nats=degraded async_lane=degraded ledger_writer=ok intake=down"},
 		{"hands full", func(w *ward) { w.async.InHand = 10 }, true, "postgres=ok nats=ok async_lane=degraded ledger_writer=ok intake=ok"},
 		{"standstill", func(w *ward) { w.async.Stalled = 1 }, true, "postgres=ok nats=ok async_lane=degraded ledger_writer=ok intake=ok"},
 		{"ledger behind", func(w *ward) { w.ledger.Oldest = clock() }, true, "postgres=ok nats=ok async_lane=ok ledger_writer=degraded intake=ok"},
-		{"ledger full", func(w *ward) { w.ledger.Bytes = 100 }, false, "postgres=ok nats=ok async_lane=ok ledger_writer=down intake=ok"},
+		{"ledger full", func(w *ward) { w.ledger.Bytes = 100 }, true, "postgres=ok nats=ok async_lane=ok ledger_writer=degraded intake=ok"},
 		{"draining", func(w *ward) { w.Drain() }, false, "postgres=ok nats=ok async_lane=ok ledger_writer=ok intake=degraded"},
 		{"other roles", func(w *ward) { w.parts.Async, w.parts.Intake = nil, false }, true, "postgres=ok nats=ok async_lane=absent ledger_writer=ok intake=absent"},
 	} {
@@ -356,9 +360,11 @@ func TestHandlers(t *testing.T) {
 		}
 		w.postgres.set(errRefused, false)
 		pass(10 * time.Second)
-		if code, _, body := get("/readyz", "text/plain"); code != http.StatusServiceUnavailable || !strings.Contains(body, "postgres: down: "+wordsPostgres+" (connection refused)\n") {
+		if code, _, body := get("/readyz", "text/plain"); code != http.StatusOK || !strings.Contains(body, "postgres: degraded: "+wordsPostgres+" (connection refused)\n") {
 			t.Errorf("/readyz: %d %q", code, body)
 		}
+		w.nats.set(errRefused, false)
+		pass(10 * time.Second)
 		for _, ask := range [][2]string{{"/readyz?format=json", ""}, {"/readyz", "application/json"}} {
 			code, kind, body := get(ask[0], ask[1])
 			var r Report
@@ -368,7 +374,7 @@ func TestHandlers(t *testing.T) {
 		}
 		_, _, body := get("/alarms", "")
 		var alarms struct{ Active, Recent []alarmJSON }
-		if err := json.Unmarshal([]byte(body), &alarms); err != nil || len(alarms.Active) != 1 || len(alarms.Recent) != 1 || alarms.Active[0].Do == "" || alarms.Active[0].ClearedAt != nil {
+		if err := json.Unmarshal([]byte(body), &alarms); err != nil || len(alarms.Active) != 2 || len(alarms.Recent) != 2 || alarms.Active[0].Do == "" || alarms.Active[0].ClearedAt != nil {
 			t.Errorf("/alarms: %s %v", body, err)
 		}
 		w.Drain()

@@ -2,6 +2,7 @@ package health
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"notifyd/async"
@@ -49,15 +50,15 @@ const (
 	wordsOK        = "works"
 	wordsAbsent    = "is not part of this node"
 	wordsUnasked   = "has not been asked yet"
-	wordsPostgres  = "does not answer: submissions are UNAVAILABLE; first attempts go on and their outcomes wait in memory; retries, resends and redeliveries wait"
-	wordsNATS      = "does not answer: nothing is accepted, taken or scheduled; attempts in flight end and are recorded"
+	wordsPostgres  = "does not answer: the queues accept submissions, attempts go on, their records wait in the spill stream; searches, cancels, resends and changes of settings are UNAVAILABLE"
+	wordsNATS      = "does not answer: the ledger accepts submissions, and what is due is sent from it, more slowly; what only nats has waits for it"
 	wordsFull      = "has as much in hand as it may: it takes nothing more until something is settled"
 	wordsStalled   = "stands still: work could be sent now and no attempt is started"
-	wordsNoNATS    = "waits for nats: nothing is taken from the queues"
-	wordsLagging   = "is behind: outcomes wait in memory, their messages stay in NATS until they are written"
-	wordsQueueFull = "is full: attempts wait until Postgres takes outcomes again"
+	wordsNoNATS    = "waits for nats: only what is due in the ledger is sent"
+	wordsLagging   = "is behind: records that wait for more than a second go to the spill stream"
+	wordsQueueFull = "is full: records go to the spill stream until postgres takes them again"
 	wordsDraining  = "is draining: callers should go to another node; what is in hand is finished"
-	wordsRefusing  = "answers UNAVAILABLE: it needs nats and postgres"
+	wordsRefusing  = "answers UNAVAILABLE: neither nats nor postgres answers"
 )
 
 // Ready reports from what was learned last. It asks nobody, so it never waits.
@@ -83,7 +84,7 @@ func answered(name string, here bool, a Answer, words string) Dependency {
 	case a.At.IsZero():
 		return Dependency{Name: name, State: StateDown, Words: wordsUnasked}
 	case a.Cause != "":
-		return Dependency{Name: name, State: StateDown, Words: words, Cause: a.Cause}
+		return Dependency{Name: name, State: StateDegraded, Words: words, Cause: a.Cause}
 	}
 	return Dependency{Name: name, State: StateOK, Words: wordsOK}
 }
@@ -96,7 +97,7 @@ func (m *Monitor) asyncLane(nats Dependency) Dependency {
 	}
 	s := m.parts.Async()
 	switch {
-	case nats.State == StateDown:
+	case nats.State == StateDegraded || nats.State == StateDown:
 		d.State, d.Words = StateDegraded, wordsNoNATS
 	case m.raised(NoDeliveries):
 		d.State, d.Words = StateDegraded, wordsStalled
@@ -126,7 +127,7 @@ func (m *Monitor) ledgerWriter() Dependency {
 	behind, full := lag(s, m.parts.Now())
 	switch {
 	case full:
-		d.State, d.Words, d.Cause = StateDown, wordsQueueFull, queued(s, behind)
+		d.State, d.Words, d.Cause = StateDegraded, wordsQueueFull, queued(s, behind)
 	case behind > bound:
 		d.State, d.Words, d.Cause = StateDegraded, wordsLagging, queued(s, behind)
 	}
@@ -137,6 +138,7 @@ func queued(s ledger.Stats, behind time.Duration) string {
 	return fmt.Sprintf("%d records, %d of at most %d bytes, the oldest for %s", s.Records, s.Bytes, s.BytesLimit, behind.Round(time.Second))
 }
 
+// intake needs one of what it can make a submission durable in (P9).
 func (m *Monitor) intake(draining bool, needs ...Dependency) Dependency {
 	d := Dependency{Name: dependencyIntake, State: StateOK, Words: wordsOK}
 	switch {
@@ -145,10 +147,8 @@ func (m *Monitor) intake(draining bool, needs ...Dependency) Dependency {
 	case draining:
 		d.State, d.Words = StateDegraded, wordsDraining
 	default:
-		for _, need := range needs {
-			if need.State == StateDown {
-				d.State, d.Words = StateDown, wordsRefusing
-			}
+		if !slices.ContainsFunc(needs, func(need Dependency) bool { return need.State == StateOK || need.State == StateAbsent }) {
+			d.State, d.Words = StateDown, wordsRefusing
 		}
 	}
 	return d

@@ -52,6 +52,10 @@ func (c *courier) Deliver(ctx context.Context, w notification.Work, settled func
 	return notification.Verdict{After: &after}
 }
 
+func (c *courier) PutBack(_ context.Context, _ *notification.Notification, putBack func(error)) {
+	putBack(nil)
+}
+
 func (c *courier) Remember(ctx context.Context, n *notification.Notification, isNew bool, remembered func(error)) {
 	c.Record(ctx, ledger.Record{Notification: n, New: isNew}, remembered)
 }

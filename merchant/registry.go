@@ -8,7 +8,11 @@ import (
 // Registry is the live snapshot of all merchants: read without a lock by every attempt, replaced whole on change.
 type Registry struct {
 	snapshot atomic.Pointer[map[string]*Merchant]
+	learned  atomic.Bool
 }
+
+// Learned reports whether Learn was ever called: before that nobody knows which merchants there are.
+func (r *Registry) Learned() bool { return r.learned.Load() }
 
 // NewRegistry returns an empty registry.
 func NewRegistry() *Registry {
@@ -34,6 +38,7 @@ func (r *Registry) Version() int64 {
 
 // Learn adds or replaces merchants; an older version never replaces a newer one.
 func (r *Registry) Learn(merchants ...*Merchant) {
+	defer r.learned.Store(true)
 	for len(merchants) > 0 {
 		before := r.snapshot.Load()
 		after := maps.Clone(*before)

@@ -52,6 +52,10 @@ func Decide(p notification.Progress, a notification.Attempt, s Schedule, now tim
 		return p
 	case notification.OutcomeRetryable, notification.OutcomeUnconfirmed:
 	}
+	if a.Reason.Permanent() {
+		p.Settle(notification.StateDead, a.Reason, notification.SettledByEngine, now)
+		return p
+	}
 	p.State, p.Reason = notification.StateRetrying, a.Reason
 	if !a.Counted {
 		return deferAgain(p, start, end, random)

@@ -10,7 +10,9 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"notifyd/internal/faults"
 	"notifyd/internal/groupcommit"
+	"notifyd/internal/streams"
 	"notifyd/notification"
 	"notifyd/notification/envelope"
 )
@@ -58,7 +60,7 @@ func (c Config) Validate() error {
 type Delay struct {
 	cfg     Config
 	js      jetstream.JetStream
-	streams [envelope.RetryStreams]jetstream.Stream
+	streams [envelope.RetryStreams]atomic.Pointer[jetstream.Stream] // nil: not brought up to date yet
 	publish [envelope.RetryStreams]*groupcommit.Batcher[*nats.Msg]
 
 	published, failures atomic.Uint64
@@ -75,28 +77,52 @@ func (d *Delay) Stats() DelayStats {
 	return DelayStats{Published: d.published.Load(), Failures: d.failures.Load()}
 }
 
-// NewDelay makes the retry streams where they are missing.
+// NewDelay makes the retry streams where they are missing. While NATS is away it leaves that to Ensure.
 func NewDelay(ctx context.Context, cfg Config, js jetstream.JetStream) (*Delay, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	d := &Delay{cfg: cfg, js: js}
-	for i := range d.streams {
-		stream, err := js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-			Name: envelope.RetryStream(i), Subjects: envelope.RetrySubjects(i), Retention: jetstream.WorkQueuePolicy,
-			Storage: jetstream.FileStorage, Replicas: cfg.Replicas, AllowMsgSchedules: true, AllowDirect: true,
-			// No bound of its own: the server allows schedules only with DiscardOld, which would lose some at the bound. Every
-			// schedule has a row, so the number is bounded by the window, and the server's storage limit refuses the rest.
-		})
-		if err != nil {
-			return nil, fmt.Errorf("make stream %s: %w", envelope.RetryStream(i), err)
-		}
-		d.streams[i] = stream
+	for i := range d.publish {
 		d.publish[i] = groupcommit.New(groupcommit.AtMost[*nats.Msg](256), func(msgs []*nats.Msg) []error {
 			return d.publishAll(context.WithoutCancel(ctx), msgs)
 		})
 	}
+	asking, cancel := context.WithTimeout(ctx, 2*cfg.PublishTimeout)
+	defer cancel()
+	if _, err := d.Ensure(asking); err != nil && !streams.Away(err) {
+		return nil, err
+	}
 	return d, nil
+}
+
+func (d *Delay) stream(i int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name: envelope.RetryStream(i), Subjects: envelope.RetrySubjects(i), Retention: jetstream.WorkQueuePolicy,
+		Storage: jetstream.FileStorage, Replicas: d.cfg.Replicas, AllowMsgSchedules: true, AllowDirect: true,
+		// No bound of its own: the server allows schedules only with DiscardOld, which would lose some at the bound. Every
+		// schedule has a row, so the number is bounded by the window, and the server's storage limit refuses the rest.
+	}
+}
+
+// Ensure makes the retry streams where they are missing, and says when each was made. The first time that it succeeds it
+// also brings those that are there up to date.
+func (d *Delay) Ensure(ctx context.Context) (made map[string]time.Time, err error) {
+	made = map[string]time.Time{}
+	for i := range envelope.RetryStreams {
+		stream, err := streams.Ensure(ctx, d.js, d.stream(i))
+		if err != nil {
+			return nil, err
+		}
+		if d.streams[i].Load() == nil {
+			if err := streams.Update(ctx, d.js, stream, d.stream(i)); err != nil {
+				return nil, err
+			}
+			d.streams[i].Store(&stream)
+		}
+		made[envelope.RetryStream(i)] = stream.CachedInfo().Created
+	}
+	return made, nil
 }
 
 // Within reports whether an instant lies in the window that JetStream keeps.
@@ -151,8 +177,11 @@ func (d *Delay) Now(ctx context.Context, w notification.Work) error {
 // Cancel removes the schedule of an id, if there is one. What has come due already is refused by the claim.
 func (d *Delay) Cancel(ctx context.Context, w notification.Work) error {
 	shard := notification.ShardOf(w.Route.IsolationKey)
-	err := d.streams[shard%envelope.RetryStreams].Purge(ctx, jetstream.WithPurgeSubject(envelope.DelaySubject(shard, w.ID)))
-	if err != nil {
+	stream := d.streams[shard%envelope.RetryStreams].Load()
+	if stream == nil {
+		return fmt.Errorf("cancel schedule: stream %s has not been seen yet", envelope.RetryStream(shard))
+	}
+	if err := (*stream).Purge(ctx, jetstream.WithPurgeSubject(envelope.DelaySubject(shard, w.ID))); err != nil {
 		return fmt.Errorf("cancel schedule: %w", err)
 	}
 	return nil
@@ -170,7 +199,9 @@ func (d *Delay) publishAll(ctx context.Context, msgs []*nats.Msg) []error {
 	errs := make([]error, len(msgs))
 	futures := make([]jetstream.PubAckFuture, len(msgs))
 	for i, msg := range msgs {
-		futures[i], errs[i] = d.js.PublishMsgAsync(msg)
+		if errs[i] = faults.Before(faults.Schedule); errs[i] == nil {
+			futures[i], errs[i] = d.js.PublishMsgAsync(msg)
+		}
 	}
 	timer := time.NewTimer(d.cfg.PublishTimeout)
 	defer timer.Stop()
@@ -178,6 +209,9 @@ func (d *Delay) publishAll(ctx context.Context, msgs []*nats.Msg) []error {
 	for i, f := range futures {
 		if errs[i] == nil {
 			errs[i], expired = awaitAck(ctx, f, timer.C, expired)
+		}
+		if errs[i] == nil {
+			errs[i] = faults.After(faults.Schedule)
 		}
 		if errs[i] != nil {
 			d.failures.Add(1)

@@ -3,11 +3,13 @@ package retry
 import (
 	"context"
 	"fmt"
+	"net"
 	"strconv"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
@@ -245,5 +247,92 @@ func put(t *testing.T, m *ledger.Memory, w notification.Work) {
 	m.Record(t.Context(), ledger.Record{Notification: w.Notification, New: true, Unreserved: true}, func(err error) { done <- err })
 	if err := <-done; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A stream that somebody deletes is made again; Delay.Ensure says when, and its sequences never come twice.
+func TestEnsureMakesWhatIsMissing(t *testing.T) {
+	d := newDues(t, DefaultConfig())
+	before, err := d.Ensure(t.Context())
+	if err != nil || len(before) != envelope.RetryStreams {
+		t.Fatal(err, before)
+	}
+	w := retrying("later", time.Now().Add(time.Hour))
+	if err := d.Delay.Delay(t.Context(), w); err != nil {
+		t.Fatal(err)
+	}
+	name := envelope.RetryStream(notification.ShardOf(w.Route.IsolationKey))
+	last := sequences(t, d.js, name).LastSeq
+	if err := d.js.DeleteStream(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Delay.Delay(t.Context(), w); err == nil {
+		t.Error("delayed without a stream")
+	}
+	after, err := d.Ensure(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for stream, at := range after {
+		if at.Equal(before[stream]) == (stream == name) {
+			t.Errorf("%s was made at %s, then at %s", stream, before[stream], at)
+		}
+	}
+	if first := sequences(t, d.js, name).FirstSeq; first <= last {
+		t.Errorf("begins again at %d, the old one ended at %d", first, last)
+	}
+	if err := d.Delay.Delay(t.Context(), w); err != nil {
+		t.Error(err)
+	}
+	if err := d.Cancel(t.Context(), w); err != nil {
+		t.Error(err)
+	}
+}
+
+func sequences(t *testing.T, js jetstream.JetStream, name string) jetstream.StreamState {
+	t.Helper()
+	s, err := js.Stream(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.CachedInfo().State
+}
+
+// A start bears that NATS is away; the streams are made when it is there.
+func TestDelayStartsWithoutNATS(t *testing.T) {
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := free.Addr().String()
+	free.Close()
+	conn, err := nats.Connect("nats://"+addr, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond), nats.ReconnectBufSize(-1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := NewDelay(t.Context(), DefaultConfig(), js)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := retrying("a", time.Now().Add(time.Hour))
+	if err := d.Delay(t.Context(), w); err == nil {
+		t.Error("delayed without NATS")
+	}
+	if err := d.Cancel(t.Context(), w); err == nil {
+		t.Error("canceled without NATS")
+	}
+	server, err := natsserver.Start(t.Context(), natsserver.Config{Dir: t.TempDir(), Log: zap.NewNop(), Listen: addr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(); _ = server.Stop(context.Background()) })
+	within(t, 10*time.Second, "the streams are made", func() bool { _, err := d.Ensure(t.Context()); return err == nil })
+	if err := d.Delay(t.Context(), w); err != nil {
+		t.Error(err)
 	}
 }

@@ -23,6 +23,7 @@ type Sweep struct {
 	cfg   Config
 	index DueIndex
 	delay *Delay
+	away  func() bool
 	log   *zap.Logger
 
 	fed, rescued, failures atomic.Uint64
@@ -40,9 +41,13 @@ func (s *Sweep) Stats() SweepStats {
 	return SweepStats{Fed: s.fed.Load(), Rescued: s.rescued.Load(), Failures: s.failures.Load()}
 }
 
-// NewSweep returns a sweep.
-func NewSweep(cfg Config, index DueIndex, delay *Delay, log *zap.Logger) *Sweep {
-	return &Sweep{cfg: cfg, index: index, delay: delay, log: log}
+// NewSweep returns a sweep. It rests while away says that NATS does not answer: what it took from the ledger then would
+// count as fed for nothing. Nil: NATS always answers.
+func NewSweep(cfg Config, index DueIndex, delay *Delay, away func() bool, log *zap.Logger) *Sweep {
+	if away == nil {
+		away = func() bool { return false }
+	}
+	return &Sweep{cfg: cfg, index: index, delay: delay, away: away, log: log}
 }
 
 // sweepBatch bounds one look into the ledger; a full batch is followed by another at once.
@@ -67,7 +72,7 @@ func (s *Sweep) Run(ctx context.Context) error {
 
 // Once feeds and rescues until there is nothing left to do.
 func (s *Sweep) Once(ctx context.Context, now time.Time) error {
-	for {
+	for !s.away() {
 		// Fed a little ahead of the window's edge, so that nothing is due before it has been fed.
 		fed, err := s.index.Feed(ctx, now.Add(s.cfg.Window-s.cfg.SweepEvery), sweepBatch)
 		if err != nil {
@@ -81,7 +86,7 @@ func (s *Sweep) Once(ctx context.Context, now time.Time) error {
 			break
 		}
 	}
-	for {
+	for !s.away() {
 		rescued, err := s.index.Rescue(ctx, now.Add(-s.cfg.Grace), now, sweepBatch)
 		if err != nil {
 			return err
@@ -96,9 +101,10 @@ func (s *Sweep) Once(ctx context.Context, now time.Time) error {
 			s.rescued.Add(1)
 		}
 		if len(rescued) < sweepBatch {
-			return nil
+			break
 		}
 	}
+	return nil
 }
 
 func (s *Sweep) schedule(ctx context.Context, due []*notification.Notification, trigger notification.Trigger) error {

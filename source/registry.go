@@ -16,7 +16,11 @@ import (
 // Registry is the live snapshot of all sources: read without a lock by every call, replaced whole on change.
 type Registry struct {
 	snapshot atomic.Pointer[snapshot]
+	learned  atomic.Bool
 }
+
+// Learned reports whether Learn was ever called: before that nobody is known, and nobody is a stranger either.
+func (r *Registry) Learned() bool { return r.learned.Load() }
 
 // snapshot is the sources and what leads to them. Nobody changes it.
 type snapshot struct {
@@ -99,6 +103,7 @@ func CertificateNames(cert *x509.Certificate) []string {
 
 // Learn adds or replaces sources; an older version never replaces a newer one.
 func (r *Registry) Learn(sources ...*Source) {
+	defer r.learned.Store(true)
 	for len(sources) > 0 {
 		before := r.snapshot.Load()
 		byID := maps.Clone(before.byID)

@@ -162,7 +162,7 @@ func (l *Lane) Ask(ctx context.Context, place *Place, w notification.Work, durab
 	if d, ok := ctx.Deadline(); ok {
 		deadline = d.Add(-l.cfg.Margin)
 	}
-	netted := w.Route.Persist == notification.PersistStream
+	netted := w.Route.Persist != notification.PersistAfter
 	spread := *w.Notification
 	spread.NextAt = durableUntil
 	net := w
@@ -194,6 +194,9 @@ func (l *Lane) Ask(ctx context.Context, place *Place, w notification.Work, durab
 	defer timer.Stop()
 	select {
 	case o := <-answered:
+		if o.err != nil && netted {
+			return awaiting(w), nil
+		}
 		return Answer{Verdict: o.verdict}, o.err
 	case <-timer.C:
 	case <-ctx.Done(): // the caller is gone or out of time; the attempt goes on
@@ -203,16 +206,22 @@ func (l *Lane) Ask(ctx context.Context, place *Place, w notification.Work, durab
 			return Answer{}, fmt.Errorf("make durable: %w", err)
 		}
 	}
-	return Answer{Verdict: notification.Verdict{After: w.Notification, Reason: notification.ReasonAwaitingAnswer}, TimedOut: true}, nil
+	return awaiting(w), nil
 }
 
-// outcome of an attempt; with PersistAfter err says that it is not durable.
+// awaiting is the answer when the outcome is not known, or not durable, and the notification is.
+func awaiting(w notification.Work) Answer {
+	return Answer{Verdict: notification.Verdict{After: w.Notification, Reason: notification.ReasonAwaitingAnswer}, TimedOut: true}
+}
+
+// outcome of an attempt; err says that it is not durable.
 type outcome struct {
 	verdict notification.Verdict
 	err     error
 }
 
-// attempt delivers, and takes the net away once the outcome is durable. With PersistAfter the answer waits for that.
+// attempt delivers, and takes the net away once the outcome is durable. The answer waits for that: what a caller was told
+// does not change by a crash.
 func (l *Lane) attempt(ctx context.Context, item *hand.Item, durable <-chan error) (notification.Verdict, error) {
 	w, ok := item.Send()
 	if !ok { // P12: taken back by a cancel, which settles it; the claim refuses what the net brings
@@ -224,18 +233,10 @@ func (l *Lane) attempt(ctx context.Context, item *hand.Item, durable <-chan erro
 		return verdict, nil
 	}
 	item.Sent(verdict.After, verdict.Attempts)
-	if w.Route.Persist == notification.PersistAfter {
-		if err := <-durable; err != nil {
-			return verdict, fmt.Errorf("make outcome durable: %w", err)
-		}
-		l.takeNetAway(ctx, w, verdict)
-		return verdict, nil
+	if err := <-durable; err != nil { // otherwise the net brings it back
+		return verdict, fmt.Errorf("make outcome durable: %w", err)
 	}
-	l.running.Go(func() {
-		if err := <-durable; err == nil { // otherwise the net brings it back
-			l.takeNetAway(ctx, w, verdict)
-		}
-	})
+	l.running.Go(func() { l.takeNetAway(ctx, w, verdict) })
 	return verdict, nil
 }
 

@@ -145,7 +145,7 @@ func TestStepsInOrder(t *testing.T) {
 		{notification.PersistStream, notification.StateRetrying, []string{"net", "send", "record"}}, // its schedule has replaced the net
 		{notification.PersistAfter, notification.StateDelivered, []string{"send", "record", "net away"}},
 		{notification.PersistAfter, notification.StateRetrying, []string{"send", "record"}},
-		{notification.PersistLedger, notification.StateRetrying, []string{"send", "record"}},
+		{notification.PersistLedger, notification.StateRetrying, []string{"net", "send", "record"}},
 	} {
 		t.Run(c.persist.String()+"/"+c.state.String(), func(t *testing.T) {
 			inBubble(t, func(t *testing.T, w *world) {
@@ -176,19 +176,33 @@ func TestNetBringsItBack(t *testing.T) {
 	})
 }
 
-// With PersistAfter the answer waits until the outcome is durable; with the others it does not.
-func TestAfterWaitsForTheRecord(t *testing.T) {
-	for persist, wait := range map[notification.Persist]time.Duration{notification.PersistAfter: time.Second, notification.PersistStream: 0} {
+// The answer waits until the outcome is durable: what the caller is told does not change by a crash.
+func TestAnswerWaitsForTheRecord(t *testing.T) {
+	for _, persist := range []notification.Persist{notification.PersistAfter, notification.PersistStream, notification.PersistLedger} {
 		t.Run(persist.String(), func(t *testing.T) {
 			inBubble(t, func(t *testing.T, w *world) {
 				w.record = func() error { pass(time.Second); return nil }
 				began := time.Now()
-				if _, err := w.ask(t.Context(), t, work("a", persist)); err != nil || time.Since(began) != wait {
-					t.Errorf("answered after %s with %v, want after %s", time.Since(began), err, wait)
+				if answer, err := w.ask(t.Context(), t, work("a", persist)); err != nil || answer.TimedOut || time.Since(began) != time.Second {
+					t.Errorf("answered after %s with %+v, %v", time.Since(began), answer, err)
 				}
 			})
 		})
 	}
+}
+
+// An outcome that could not be made durable is not told: the net brings the notification back, and the caller knows.
+func TestLostOutcomeIsNotTold(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.record = func() error { return errDown }
+		answer, err := w.ask(t.Context(), t, work("a", notification.PersistStream))
+		if err != nil || !answer.TimedOut || answer.Verdict.Reason != notification.ReasonAwaitingAnswer {
+			t.Errorf("%+v, %v", answer, err)
+		}
+		if _, err := w.ask(t.Context(), t, work("b", notification.PersistAfter)); err == nil {
+			t.Error("with nothing else that keeps it, it is accepted")
+		}
+	})
 }
 
 // A net is not taken away for an outcome that could not be made durable.

@@ -66,6 +66,9 @@ func (r *Remote) Enter(string) (*Place, error) { return &Place{}, nil }
 // Ask does what Lane.Ask does, on another node. When that node does not answer in time, the notification is made durable
 // here: whatever became of the question, it comes due at durableUntil, and is claimed before it is sent again.
 func (r *Remote) Ask(ctx context.Context, _ *Place, w notification.Work, durableUntil time.Time) (Answer, error) {
+	if !r.conn.IsConnected() { // nothing would leave
+		return Answer{}, ErrAway
+	}
 	wait := r.cfg.Deadline
 	if deadline, ok := ctx.Deadline(); ok {
 		wait = time.Until(deadline) - r.cfg.Margin
@@ -78,7 +81,7 @@ func (r *Remote) Ask(ctx context.Context, _ *Place, w notification.Work, durable
 	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), wait+r.cfg.Margin/2)
 	defer cancel()
 	msg, err := r.conn.RequestWithContext(asking, askSubject, data)
-	if errors.Is(err, nats.ErrNoResponders) {
+	if errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrReconnectBufExceeded) { // nobody has heard it
 		return Answer{}, ErrAway
 	}
 	if err == nil {
@@ -95,7 +98,7 @@ func (r *Remote) Ask(ctx context.Context, _ *Place, w notification.Work, durable
 	if netErr := r.net.Delay(context.WithoutCancel(ctx), net); netErr != nil {
 		return Answer{}, fmt.Errorf("ask a sync node: %w; make durable: %w", err, netErr)
 	}
-	return Answer{Verdict: notification.Verdict{After: w.Notification, Reason: notification.ReasonAwaitingAnswer}, TimedOut: true}, nil
+	return awaiting(w), nil
 }
 
 // Wait returns at once: nothing runs here.

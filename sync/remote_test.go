@@ -186,3 +186,14 @@ func TestRemoteThatDiesLeavesADurableNotification(t *testing.T) {
 		t.Error("an answer though nothing is durable")
 	}
 }
+
+// Without NATS nobody can be asked, and that is known at once: the notification goes on asynchronously.
+func TestRemoteWithoutNATSIsAway(t *testing.T) {
+	n := startTwoNodes(t, true)
+	defer n.stop()
+	n.remote.conn.Close()
+	began := time.Now()
+	if _, err := n.ask(t.Context(), work("1", notification.PersistStream)); !errors.Is(err, ErrAway) || time.Since(began) > time.Second {
+		t.Errorf("%v after %s", err, time.Since(began))
+	}
+}

@@ -144,7 +144,7 @@ func TestAlarms(t *testing.T) {
 	// Postgres goes and comes back; the alarm is in the ledger then.
 	s.pg.Stop(t)
 	raised("postgres_degraded")
-	if status, text := w.page("/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(text, "postgres: down") {
+	if status, text := w.page("/readyz"); status != http.StatusOK || !strings.Contains(text, "postgres: degraded") || !strings.Contains(text, "intake: ok") {
 		t.Errorf("/readyz without Postgres: %d %s", status, text)
 	}
 	s.pg.Start(t)

@@ -14,8 +14,10 @@ import (
 	"notifyd/dispatcher"
 	"notifyd/egress"
 	"notifyd/health"
+	"notifyd/internal/faults"
 	"notifyd/internal/settings"
 	"notifyd/ledger"
+	"notifyd/outage"
 	"notifyd/retry"
 	"notifyd/router"
 	synclane "notifyd/sync"
@@ -53,6 +55,7 @@ type config struct {
 	Async      async.Config      `yaml:"async"`
 	Egress     egress.Config     `yaml:"egress"`
 	Retry      retry.Config      `yaml:"retry"`
+	Outage     outage.Config     `yaml:"outage"`
 }
 
 type adminConfig struct {
@@ -82,7 +85,7 @@ const masterKeyVariable = "NOTIFYD_MASTER_KEY"
 func foreignVariables() []string {
 	return []string{
 		masterKeyVariable, "NOTIFYD_POSTGRES_BUNDLE", "NOTIFYD_API_KEY", "NOTIFYD_HMAC_KEY", "NOTIFYD_OPERATOR_KEY", "NOTIFYD_CONFIG", "NOTIFYD_SERVER",
-		"NOTIFYD_CA_FILE", "NOTIFYD_CERT_FILE", "NOTIFYD_KEY_FILE",
+		faults.Variable, "NOTIFYD_CA_FILE", "NOTIFYD_CERT_FILE", "NOTIFYD_KEY_FILE",
 	}
 }
 
@@ -98,7 +101,7 @@ func defaultConfig() config {
 		Ledger: ledgerConfig{Retention: 30 * 24 * time.Hour, SearchTimeout: 3 * time.Second},
 		Log:    logConfig{Level: "info", Format: "json", Attempts: true}, Traces: tracesConfig{SampleRatio: 1}, Alarms: health.DefaultConfig(),
 		Dispatcher: dispatcher.DefaultConfig(), Sync: synclane.DefaultConfig(), Async: async.DefaultConfig(),
-		Egress: egress.DefaultConfig(), Retry: retry.DefaultConfig(),
+		Egress: egress.DefaultConfig(), Retry: retry.DefaultConfig(), Outage: outage.DefaultConfig(),
 	}
 }
 
@@ -168,7 +171,7 @@ func (c *config) Validate() error {
 	errs := []error{
 		c.Roles.validate(), checkListen("intake.listen", c.Intake.Listen), checkListen("admin.listen", c.Admin.Listen), c.Intake.TLS.validate(),
 		c.Callers.Validate(), c.NATS.validate(), c.Log.validate(), c.Traces.validate(), c.Alarms.Validate(),
-		c.Dispatcher.Validate(), c.Sync.Validate(), c.Async.Validate(), c.Egress.Validate(), c.Retry.Validate(),
+		c.Dispatcher.Validate(), c.Sync.Validate(), c.Async.Validate(), c.Egress.Validate(), c.Retry.Validate(), c.Outage.Validate(),
 	}
 	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if c.DataDir == "" {

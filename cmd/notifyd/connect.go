@@ -77,14 +77,15 @@ func (c natsConfig) validate() error {
 }
 
 const (
-	// startPatience is how long a start waits for NATS and Postgres to come up beside it.
-	startPatience = 30 * time.Second
+	// startPatience is how long a start waits for NATS and Postgres to come up beside it. Then it goes on without (P9).
+	startPatience = 5 * time.Second
 	startRetry    = 500 * time.Millisecond
 	// leastPayload is an envelope, a single notification above the envelope's bound, and headers.
 	leastPayload = 2*envelope.MaxBytes + 64<<10
 )
 
-// connectNATS connects to an external server. Once connected it reconnects for ever.
+// connectNATS connects to an external server, or goes on trying in the background when it cannot be reached. It reconnects
+// for ever.
 func connectNATS(ctx context.Context, cfg natsConfig, log *zap.Logger) (*nats.Conn, error) {
 	opts := []nats.Option{
 		nats.Name("notifyd"), nats.MaxReconnects(-1), nats.ReconnectWait(250 * time.Millisecond), nats.ReconnectJitter(250*time.Millisecond, time.Second),
@@ -108,14 +109,31 @@ func connectNATS(ctx context.Context, cfg natsConfig, log *zap.Logger) (*nats.Co
 		opts = append(opts, nats.Secure(secure))
 	}
 	conn, err := keepTrying(ctx, log, natsAway, func() (*nats.Conn, error) { return nats.Connect(cfg.URL, opts...) })
+	if err != nil && natsAway(err) && ctx.Err() == nil {
+		log.Warn("cannot be reached; starting without it", zap.String("server", redacted(cfg.URL)), zap.Error(err))
+		conn, err = nats.Connect(cfg.URL, append(opts, nats.RetryOnFailedConnect(true), nats.ConnectHandler(func(c *nats.Conn) {
+			log.Info("connected", zap.String("server", c.ConnectedUrlRedacted()))
+			if err := checkPayload(c); err != nil {
+				log.Error("large notifications cannot be stored", zap.Error(err))
+			}
+		}))...)
+		return conn, err
+	}
 	if err != nil {
 		return nil, fmt.Errorf("connect to nats at %s: %w", redacted(cfg.URL), err)
 	}
-	if conn.MaxPayload() < leastPayload {
+	if err := checkPayload(conn); err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("connect to nats at %s: its max_payload is %d bytes, must be at least %d", redacted(cfg.URL), conn.MaxPayload(), leastPayload)
+		return nil, fmt.Errorf("connect to nats at %s: %w", redacted(cfg.URL), err)
 	}
 	return conn, nil
+}
+
+func checkPayload(conn *nats.Conn) error {
+	if most := conn.MaxPayload(); most < leastPayload {
+		return fmt.Errorf("its max_payload is %d bytes, must be at least %d", most, leastPayload)
+	}
+	return nil
 }
 
 // keepTrying waits for a server that starts beside this process.

@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap"
 
 	"notifyd/async"
+	"notifyd/cluster"
 	"notifyd/dispatcher"
 	"notifyd/egress"
 	"notifyd/health"
@@ -30,6 +31,7 @@ import (
 	"notifyd/merchant"
 	"notifyd/notification"
 	"notifyd/notification/hand"
+	"notifyd/outage"
 	"notifyd/proto/notifyd/v1/notifydv1connect"
 	"notifyd/retry"
 	"notifyd/router"
@@ -47,6 +49,9 @@ type engine struct {
 	admin  string
 	pgURL  string
 
+	node string // the identity of the data folder
+	run  string // of this process
+
 	mark   string // what the file says that says that the engine runs; empty: this process has written none
 	unread bool   // something from before a crash has not been looked up yet
 
@@ -59,11 +64,17 @@ type engine struct {
 
 // stores are where notifications rest.
 type stores struct {
-	conn        *nats.Conn
-	js          jetstream.JetStream
-	memory      *ledger.Postgres
-	checkQueues func() error // what the server in this process says of itself; nil: there is none
-	crashed     bool         // NATS may have died with the last run, or be older than the ledger: it may have forgotten what it handed out
+	conn    *nats.Conn
+	js      jetstream.JetStream
+	memory  *ledger.Postgres
+	cluster *cluster.Cluster
+	// One stands in for the other: kept keeps what Postgres cannot take, queues make rows of what NATS cannot.
+	natsAway, pgAway *outage.Watch
+	kept             *outage.Ledger
+	queues           *outage.Queues
+	window           *retry.Delay
+	checkQueues      func() error // what the server in this process says of itself; nil: there is none
+	crashed          bool         // NATS may have died with the last run, or be older than the ledger: it may have forgotten what it handed out
 }
 
 // startEngine starts a node: the queues and the ledger, in this process or connected to, then the parts of its roles.
@@ -78,15 +89,18 @@ func startEngine(ctx context.Context, cfg config, observers dispatcher.Observers
 	if err := os.MkdirAll(cfg.DataDir, 0o755); err != nil { //nolint:gosec // Postgres runs as another user below it; what is secret has its own rights
 		return nil, fmt.Errorf("make data folder: %w", err)
 	}
+	if e.node, err = nodeIdentity(cfg.DataDir); err != nil {
+		return nil, err
+	}
+	e.run = rand.Text()
 	if err := e.startTracing(ctx); err != nil {
 		return nil, err
 	}
 	var s stores
-	if err := e.startQueues(ctx, &s); err != nil {
-		return nil, err
-	}
-	if err := e.startLedger(ctx, &s); err != nil {
-		return nil, err
+	for _, start := range []func(context.Context, *stores) error{e.startQueues, e.startCluster, e.startLedger, e.startStandIns} {
+		if err := start(ctx, &s); err != nil {
+			return nil, err
+		}
 	}
 	return e, e.startLanes(ctx, s, observers)
 }
@@ -164,7 +178,22 @@ func (e *engine) embedNATS(ctx context.Context, s *stores, log *zap.Logger) (*na
 		log.Info("the last run did not end cleanly; what it had in hand is looked up before it is sent again")
 	}
 	s.checkQueues = server.Check
-	return server.Connect(nats.Name("notifyd"), nats.MaxReconnects(-1))
+	return server.Connect(nats.Name("notifyd"), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1))
+}
+
+// startCluster shows that this node lives, and shares the shards with the others that deliver.
+func (e *engine) startCluster(ctx context.Context, s *stores) error {
+	cfg := cluster.DefaultConfig()
+	cfg.Node, cfg.Run, cfg.Replicas = e.node, e.run, e.cfg.NATS.Replicas
+	if e.cfg.Roles.has(roleAsync) {
+		cfg.Shards = notification.Shards
+	}
+	var err error
+	if s.cluster, err = cluster.New(s.js, cfg, e.log.Named("cluster")); err != nil {
+		return err
+	}
+	e.parts.run(ctx, "cluster", s.cluster.Run)
+	return nil
 }
 
 func (e *engine) startLedger(ctx context.Context, s *stores) error {
@@ -181,17 +210,53 @@ func (e *engine) startLedger(ctx context.Context, s *stores) error {
 		e.pgURL = pg.URL()
 		e.parts.opened("postgres", func() error { return withTimeout(30*time.Second, pg.Stop) })
 	}
-	s.memory, err = keepTrying(ctx, log, ledger.Away, func() (*ledger.Postgres, error) {
-		return ledger.Open(ctx, ledger.Config{
-			URL: e.pgURL, MaxConns: e.cfg.Postgres.MaxConnections, Retention: e.cfg.Ledger.Retention, SearchTimeout: e.cfg.Ledger.SearchTimeout, Window: e.cfg.Retry.Window, Keys: keys,
-			LeaveUpkeep: !e.cfg.Roles.has(roleLedger), Log: log, Now: now,
-		})
-	})
+	cfg := ledger.Config{
+		URL: e.pgURL, MaxConns: e.cfg.Postgres.MaxConnections, Retention: e.cfg.Ledger.Retention, SearchTimeout: e.cfg.Ledger.SearchTimeout, Window: e.cfg.Retry.Window, Keys: keys,
+		LeaveUpkeep: !e.cfg.Roles.has(roleLedger), ReserveTimeout: e.cfg.Outage.SlowAfter, Gone: s.cluster.Gone, Log: log, Now: now,
+	}
+	s.memory, err = keepTrying(ctx, log, ledger.Away, func() (*ledger.Postgres, error) { return ledger.Open(ctx, cfg) })
+	if err != nil && ledger.Away(err) && ctx.Err() == nil {
+		cfg.LateStart = true
+		s.memory, err = ledger.Open(ctx, cfg)
+	}
 	if err != nil {
 		return err
 	}
 	e.parts.opened("ledger connections", func() error { s.memory.Close(); return nil })
+	return nil
+}
+
+// startStandIns starts what carries on while NATS or Postgres is away (P9).
+func (e *engine) startStandIns(ctx context.Context, s *stores) error {
+	cfg, log := e.cfg.Outage, e.log.Named("outage")
+	cfg.Replicas, cfg.AttemptBound = e.cfg.NATS.Replicas, e.cfg.Dispatcher.AttemptBound
+	s.pgAway, s.natsAway = outage.WatchPostgres(cfg, s.memory.Ping, log), outage.WatchNATS(cfg, s.js, s.checkQueues, log)
+	s.pgAway.Look(ctx)
+	s.natsAway.Look(ctx)
+	e.parts.run(ctx, "watch of postgres", s.pgAway.Run)
+	e.parts.run(ctx, "watch of nats", s.natsAway.Run)
+	var err error
+	s.kept, err = outage.NewLedger(ctx, cfg, outage.Parts{
+		Postgres: s.memory, Conn: s.conn, Away: s.pgAway, Queues: s.natsAway, Dir: filepath.Join(e.cfg.DataDir, "journal"), Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	e.parts.opened("journal", s.kept.Close) // the last to stop: what the ledger cannot write any more goes there
 	e.parts.run(ctx, "ledger", s.memory.Run)
+	e.parts.run(ctx, "spilled records", s.kept.Run)
+	if s.window, err = retry.NewDelay(ctx, e.cfg.Retry, s.js); err != nil {
+		return err
+	}
+	e.parts.opened("delay", func() error { s.window.Wait(); return nil })
+	s.queues, err = outage.NewQueues(cfg, outage.QueueParts{
+		Window: s.window, Rows: s.kept, NATS: s.natsAway, Full: func(err error) bool { return errors.Is(err, async.ErrFull) }, Now: now,
+	})
+	if err != nil {
+		return err
+	}
+	e.parts.opened("rows for the queues", func() error { s.queues.Wait(); return nil })
+	e.parts.run(ctx, "publishes under way", s.queues.Run)
 	return nil
 }
 
@@ -211,11 +276,11 @@ func (e *engine) masterKey() (ledger.Cipher, error) {
 // lanes are what works on notifications. Whatever a role needs is there on every node; only what a role does by itself is
 // started for it alone.
 type lanes struct {
-	delay   *retry.Delay
-	sweep   *retry.Sweep
-	async   *async.Lane
-	sync    *synclane.Lane // nil: other nodes are asked
-	sources *source.Registry
+	sweep     *retry.Sweep
+	async     *async.Lane
+	sync      *synclane.Lane // nil: other nodes are asked
+	sources   *source.Registry
+	merchants *merchant.Registry
 }
 
 func (e *engine) startLanes(ctx context.Context, s stores, observers dispatcher.Observers) error {
@@ -228,7 +293,9 @@ func (e *engine) startLanes(ctx context.Context, s stores, observers dispatcher.
 		return err
 	}
 	roles := e.cfg.Roles
+	e.parts.run(ctx, "settings snapshot", func(ctx context.Context) error { return e.saveSettings(ctx, s, l) })
 	e.parts.run(ctx, "dispatcher", e.dispatch.Run)
+	e.parts.run(ctx, "streams", l.async.KeepStreams)
 	if roles.has(roleRetry) {
 		e.parts.run(ctx, "sweep", l.sweep.Run)
 	}
@@ -259,14 +326,10 @@ func (e *engine) makeLanes(ctx context.Context, s stores, observers dispatcher.O
 		return nil, err
 	}
 	e.parts.opened("egress", func() error { client.Close(); return nil })
-	l := &lanes{sources: source.NewRegistry()}
-	if l.delay, err = retry.NewDelay(ctx, e.cfg.Retry, s.js); err != nil {
-		return nil, err
-	}
-	e.parts.opened("delay", func() error { l.delay.Wait(); return nil })
-	l.sweep = retry.NewSweep(e.cfg.Retry, s.memory, l.delay, e.log.Named("sweep"))
+	l := &lanes{sources: source.NewRegistry(), merchants: merchant.NewRegistry()}
+	l.sweep = retry.NewSweep(e.cfg.Retry, s.kept, s.window, s.natsAway.Away, e.log.Named("sweep"))
 
-	merchants, table, later := merchant.NewRegistry(), hand.NewTable(), &laterPlaces{}
+	merchants, table, later := l.merchants, hand.NewTable(), &laterPlaces{}
 	routes, err := router.New(e.cfg.Router, knownNames())
 	if err != nil {
 		return nil, err
@@ -274,8 +337,8 @@ func (e *engine) makeLanes(ctx context.Context, s stores, observers dispatcher.O
 	settings := e.cfg.Dispatcher
 	settings.Total, settings.Grace = e.cfg.Egress.TotalTimeout, e.cfg.Egress.Grace
 	d, err := dispatcher.New(settings, dispatcher.Parts{
-		Ledger: s.memory, Store: s.memory, Merchants: merchants, SourceStore: s.memory, Sources: l.sources, Router: routes,
-		Sender: e.newSender(client), URLs: urls{client.Guard()}, Delay: l.delay, Hand: table, Places: later, Observer: observers,
+		Run: e.run, Ledger: s.kept, Store: s.kept, Merchants: merchants, SourceStore: s.kept, Sources: l.sources, Router: routes,
+		Sender: e.newSender(client), URLs: urls{client.Guard()}, Delay: s.queues, Hand: table, Places: later, Observer: observers,
 		Log: e.log.Named("dispatcher"), Now: now,
 	})
 	if err != nil {
@@ -283,10 +346,11 @@ func (e *engine) makeLanes(ctx context.Context, s stores, observers dispatcher.O
 	}
 	e.dispatch = d
 	if err := errors.Join(d.LearnMerchants(ctx), d.LearnSources(ctx)); err != nil {
-		return nil, err
+		e.adoptSettings(s, err)
 	}
 	l.async, err = async.New(ctx, e.cfg.Async, async.Parts{
-		JetStream: s.js, Deliverer: d, Memory: d, Delayer: l.delay, Hand: table, Log: e.log.Named("async"), Crashed: s.crashed,
+		JetStream: s.js, Deliverer: d, Memory: d, Delayer: delayer{s.queues, s.window}, Hand: table, Log: e.log.Named("async"), Crashed: s.crashed,
+		Shards: s.cluster, Away: s.natsAway.Away, Due: s.kept, Recall: recall(s.kept, e.log.Named("async")),
 		InFlight: func(id string) int {
 			if m := merchants.Get(id); m != nil {
 				return m.Limits.MaxInFlight
@@ -298,14 +362,15 @@ func (e *engine) makeLanes(ctx context.Context, s stores, observers dispatcher.O
 		return nil, err
 	}
 	later.Places = l.async
+	s.queues.Connect(l.async)
 	var asking dispatcher.SyncLane
 	if e.cfg.Roles.has(roleSync) {
-		l.sync, err = synclane.New(e.cfg.Sync, d, l.delay, table)
+		l.sync, err = synclane.New(e.cfg.Sync, d, s.queues, table)
 		asking = l.sync
 	} else {
-		asking, err = synclane.NewRemote(e.cfg.Sync, s.conn, l.delay)
+		asking, err = synclane.NewRemote(e.cfg.Sync, s.conn, s.queues)
 	}
-	d.Connect(l.async, asking)
+	d.Connect(s.queues, asking)
 	return l, err
 }
 
@@ -325,7 +390,7 @@ func (e *engine) startAdmin(ctx context.Context, s stores, l *lanes, tally *heal
 		},
 		Intake: roles.has(roleIntake), Dispatcher: e.dispatch.Stats, Backlog: l.async.Backlog, Ledger: s.memory.Stats, Overdue: s.memory.Overdue, Keys: l.sources,
 	}
-	numbers := metrics.Parts{Now: now, Tally: tally, Dispatcher: e.dispatch.Stats, Ledger: s.memory.Stats, Delay: l.delay.Stats}
+	numbers := metrics.Parts{Now: now, Tally: tally, Dispatcher: e.dispatch.Stats, Ledger: s.memory.Stats, Delay: s.window.Stats}
 	if roles.has(roleAsync) {
 		watched.Async, numbers.Async = l.async.Stats, l.async.Stats
 	}

@@ -2,7 +2,9 @@ package natsserver
 
 import (
 	"fmt"
+	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"go.uber.org/zap"
@@ -16,6 +18,9 @@ type bridge struct {
 
 	mu    sync.Mutex
 	fatal string // the first; the server has no other way to say that its start failed
+
+	// writeFailed says that the disk has failed a stream or a consumer, which then stays broken. The server says it only here.
+	writeFailed atomic.Bool
 }
 
 func (b *bridge) fatalMessage() string {
@@ -31,7 +36,11 @@ func (b *bridge) Warnf(format string, args ...any) {
 
 // Errorf implements server.Logger.
 func (b *bridge) Errorf(format string, args ...any) {
-	b.log.Error(fmt.Sprintf(format, args...))
+	message := fmt.Sprintf(format, args...)
+	if strings.Contains(strings.ToLower(message), "critical write error") {
+		b.writeFailed.Store(true)
+	}
+	b.log.Error(message)
 }
 
 // Fatalf implements server.Logger. It does not end the process: the caller of

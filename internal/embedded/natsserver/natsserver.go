@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"notifyd/internal/embedded/folderlock"
 )
@@ -92,8 +93,10 @@ type Server struct {
 	log  *bridge
 	lock *folderlock.Lock
 
-	stop    sync.Once
-	stopped chan struct{} // closed when all is down and the folder is free
+	stop     sync.Once
+	stopping chan struct{} // closed first
+	reviving sync.WaitGroup
+	stopped  chan struct{} // closed when all is down and the folder is free
 }
 
 // Start runs a server on the folder and returns when JetStream has recovered its
@@ -117,13 +120,56 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("set up nats: %w", err), lock.Release())
 	}
-	s := &Server{nats: inner, log: &bridge{log: cfg.Log}, lock: lock, stopped: make(chan struct{})}
+	s := &Server{nats: inner, log: &bridge{log: cfg.Log}, lock: lock, stopping: make(chan struct{}), stopped: make(chan struct{})}
 	inner.SetLogger(s.log, false, false)
 	if err := s.run(ctx); err != nil {
 		s.shutDown()
 		return nil, err
 	}
+	s.reviving.Go(func() { s.revive(opts) })
 	return s, nil
+}
+
+const (
+	reviveEvery = time.Second
+	// reviveSpace is how much must be free in the folder before JetStream is turned on again, in bytes: with less it
+	// would turn itself off at once.
+	reviveSpace = 64 << 20
+)
+
+// revive starts JetStream anew, until the server stops, when the disk has failed it: a stream that could not write stays
+// broken otherwise, and so does all of JetStream when it has turned itself off. What was acknowledged is still there.
+func (s *Server) revive(opts *server.Options) {
+	tick := time.NewTicker(reviveEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.stopping:
+			return
+		case <-tick.C:
+		}
+		if !s.nats.Running() || (s.nats.JetStreamEnabled() && !s.log.writeFailed.Load()) {
+			continue
+		}
+		free, err := freeBytes(opts.StoreDir)
+		if err != nil || free < reviveSpace {
+			continue
+		}
+		s.log.writeFailed.Store(false)
+		_ = s.nats.ShutdownJetStream() // fails when it is off already
+		err = s.nats.EnableJetStream(&server.JetStreamConfig{
+			StoreDir: opts.StoreDir, SyncInterval: opts.SyncInterval, SyncAlways: opts.SyncAlways, MaxStore: opts.JetStreamMaxStore, Strict: !opts.NoJetStreamStrict,
+		})
+		s.log.log.Warn("the disk had failed jetstream, which is started anew", zap.Uint64("free_bytes", free), zap.Error(err))
+	}
+}
+
+func freeBytes(dir string) (uint64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return 0, fmt.Errorf("look at %s: %w", dir, err)
+	}
+	return fs.Bavail * uint64(fs.Bsize), nil //nolint:gosec // a block's size
 }
 
 func options(cfg Config) (*server.Options, error) {
@@ -206,14 +252,13 @@ func (s *Server) ClientURL() string {
 	return s.nats.ClientURL()
 }
 
-// Check tells why the server cannot take messages, or nil. JetStream turns itself
-// off when the disk fails it, and stays off until the server is started anew.
+// Check tells why the server cannot take messages, or nil.
 func (s *Server) Check() error {
 	switch {
 	case !s.nats.Running():
 		return errors.New("nats is not running")
-	case !s.nats.JetStreamEnabled():
-		return errors.New("jetstream is disabled: the disk failed or is full; free space and restart")
+	case !s.nats.JetStreamEnabled(), s.log.writeFailed.Load():
+		return errors.New("jetstream cannot write: the disk failed or is full; it comes back by itself when 64 MiB are free")
 	}
 	return nil
 }
@@ -233,6 +278,8 @@ func (s *Server) Stop(ctx context.Context) error {
 }
 
 func (s *Server) shutDown() {
+	close(s.stopping)
+	s.reviving.Wait()
 	s.nats.Shutdown()
 	s.nats.WaitForShutdown()
 	if err := s.lock.Release(); err != nil {

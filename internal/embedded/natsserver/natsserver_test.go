@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
 
 	"notifyd/internal/embedded/natsserver"
 )
@@ -284,4 +285,73 @@ func TestCancelledStartLeavesTheFolderFree(t *testing.T) {
 		t.Errorf("want the context's error, got %v", err)
 	}
 	start(t, cfg)
+}
+
+// A full disk turns JetStream off. Once there is room it is on again by itself, with everything that was acknowledged.
+func TestComesBackAfterAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=160m"); err != nil {
+		t.Skipf("no small file system can be mounted here: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	s, err := natsserver.Start(t.Context(), natsserver.Config{Dir: filepath.Join(dir, "nats"), Log: zaptest.NewLogger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Stop(context.Background()) })
+	conn, err := s.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "INTAKE", Subjects: []string{"intake"}}); err != nil {
+		t.Fatal(err)
+	}
+	ballast := filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 140<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	message := make([]byte, 512<<10)
+	publish := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := js.Publish(ctx, "intake", message)
+		return err
+	}
+	acknowledged := uint64(0)
+	for err = publish(); err == nil; err = publish() {
+		acknowledged++
+	}
+	t.Logf("%d messages acknowledged, then: %v", acknowledged, err)
+	until(t, "the server says so", func() bool { return s.Check() != nil })
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it takes messages again", func() bool { return s.Check() == nil && publish() == nil })
+	stream, err := js.Stream(t.Context(), "INTAKE")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if kept := stream.CachedInfo().State.Msgs; kept < acknowledged+1 {
+		t.Errorf("%d messages are there, %d were acknowledged", kept, acknowledged+1)
+	}
+}
+
+func until(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	limit := time.NewTimer(20 * time.Second)
+	defer limit.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-limit.C:
+			t.Fatalf("not in time: %s", what)
+		case <-tick.C:
+		}
+	}
 }

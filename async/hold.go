@@ -1,0 +1,155 @@
+package async
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/zap"
+
+	"notifyd/internal/faults"
+)
+
+// message is one JetStream message in hand: acknowledged when every member is settled.
+type message struct {
+	msg      jetstream.Msg
+	consumer string // who handed it out
+	left     atomic.Int32
+	failed   atomic.Bool
+	opened   atomic.Bool // each member is in hand, or settled
+	taken    time.Time
+
+	// Guarded by Lane.holding.
+	kept   time.Time // NATS has given it to nobody else at least until AckWait after it, by this process' clock
+	lapsed bool      // it may have since
+}
+
+// hold takes a message in hand that was stored so long ago: before that nobody can have had it.
+func (l *Lane) hold(m *message, age time.Duration) {
+	m.taken = l.clock()
+	m.kept = m.taken.Add(-max(age, 0))
+	l.holding.Lock()
+	l.held[m] = struct{}{}
+	l.holding.Unlock()
+	l.running.Add(1) // until it is acknowledged or given back
+}
+
+// lapsed reports whether NATS may have handed a message to another taker as well: this process stood still, or was cut
+// off, for longer than NATS waits.
+func (l *Lane) lapsed(m *message) bool {
+	if m == nil {
+		return false
+	}
+	l.holding.Lock()
+	defer l.holding.Unlock()
+	return m.look(l.clock(), l.cfg.AckWait)
+}
+
+// look is also the moment in which it is noted. Lane.holding is held.
+func (m *message) look(now time.Time, ackWait time.Duration) bool {
+	if now.Sub(m.kept) >= ackWait-ackWait/8 {
+		m.lapsed = true
+	}
+	return m.lapsed
+}
+
+// settle counts a member as settled. After the last one the message is acknowledged for good (double ack: a plain one
+// can be forgotten by a crash), or given back when a member could not be settled.
+func (l *Lane) settle(ctx context.Context, m *message, err error) {
+	if err != nil {
+		m.failed.Store(true)
+	}
+	if m.left.Add(-1) > 0 {
+		return
+	}
+	go func() {
+		defer l.running.Done()
+		l.holding.Lock()
+		delete(l.held, m)
+		l.holding.Unlock()
+		if m.failed.Load() {
+			if err := m.msg.NakWithDelay(time.Second); err != nil {
+				l.log.Debug("message was not given back; it comes again by itself", zap.Error(err))
+			}
+			return
+		}
+		if err := l.acknowledge(ctx, m.msg); err != nil {
+			l.log.Warn("acknowledgement was not confirmed; the message may come again and is looked up then", zap.Error(err))
+		}
+	}()
+}
+
+func (l *Lane) acknowledge(ctx context.Context, msg jetstream.Msg) error {
+	if err := faults.Before(faults.Ack); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cfg.PublishTimeout)
+	defer cancel()
+	if err := msg.DoubleAck(ctx); err != nil {
+		return err
+	}
+	return faults.After(faults.Ack)
+}
+
+// keepHold tells NATS about messages that take longer, so that it does not hand them to another taker.
+func (l *Lane) keepHold(ctx context.Context, finished <-chan struct{}) {
+	tick := time.NewTicker(l.cfg.AckWait / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			l.keepHeld(ctx)
+		case <-finished:
+			return
+		}
+	}
+}
+
+// keepHeld tells NATS once about all of them.
+func (l *Lane) keepHeld(ctx context.Context) {
+	now := l.clock()
+	long := map[string][]*message{}
+	l.holding.Lock()
+	for m := range l.held {
+		if now.Sub(m.kept) > l.cfg.AckWait/4 {
+			long[m.consumer] = append(long[m.consumer], m)
+		}
+	}
+	l.holding.Unlock()
+	var telling sync.WaitGroup
+	for _, of := range long {
+		telling.Go(func() { l.keepOf(ctx, of) })
+	}
+	telling.Wait()
+}
+
+// inProgress is JetStream's word for a message that takes longer.
+var inProgress = []byte("+WPI")
+
+// keepOf tells NATS about messages of one consumer. Only the last one's is answered: they arrive in order, so by then
+// all of them have been heard. Without an answer nobody knows, and the hold lapses by and by.
+func (l *Lane) keepOf(ctx context.Context, held []*message) {
+	began := l.clock()
+	last := len(held) - 1
+	for _, m := range held[:last] {
+		if err := m.msg.InProgress(); err != nil {
+			l.log.Debug("hold was not kept", zap.Error(err)) // or it has just been acknowledged
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.AckWait/4)
+	defer cancel()
+	if _, err := l.js.Conn().RequestWithContext(ctx, held[last].msg.Reply(), inProgress); err != nil {
+		l.log.Debug("hold was not confirmed", zap.Error(err))
+		return
+	}
+	heard := l.clock()
+	l.holding.Lock()
+	defer l.holding.Unlock()
+	for _, m := range held {
+		if !m.look(heard, l.cfg.AckWait) { // heard too late it could be another's by now
+			m.kept = began
+		}
+	}
+}
