@@ -54,6 +54,21 @@ func FamilyCPU(leader int) time.Duration {
 	return sum
 }
 
+// Children are the processes that a process has started and that still run.
+func Children(leader int) (pids []int) {
+	all, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil
+	}
+	for _, dir := range all {
+		if s, ok := readStat(filepath.Base(dir)); ok && s.parent == leader {
+			pid, _ := strconv.Atoi(filepath.Base(dir))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
 // ResidentMiB is a process' resident memory.
 func ResidentMiB(pid int) int {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))

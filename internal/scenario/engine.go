@@ -1,46 +1,52 @@
-// Package scenario runs the real binary against scripted merchants: test support for whole-engine tests.
+// Package scenario runs the real binary, and the servers it stands on, against scripted merchants, and hurts them: test
+// support for whole-engine tests.
 package scenario
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"notifyd/proto/notifyd/v1/notifydv1connect"
 )
 
-// Binary is the engine, built once for a test run.
-type Binary struct{ path string }
+// Binary is the engine, built once for a test run, and how it is started.
+type Binary struct {
+	path string
+	env  []string
+	disk *Disk
+	log  string // a file
+}
 
-// Build builds ./cmd/notifyd into dir; race adds the race detector, which the scenarios run with.
-func Build(ctx context.Context, dir string, race bool) (*Binary, error) {
+// Build builds ./cmd/notifyd into dir; race adds the race detector, which the scenarios run with, and tags are build tags.
+func Build(ctx context.Context, dir string, race bool, tags ...string) (*Binary, error) {
+	path := filepath.Join(dir, "notifyd")
+	return &Binary{path: path}, build(ctx, path, "./cmd/notifyd", race, tags)
+}
+
+func build(ctx context.Context, path, pkg string, race bool, tags []string) error {
 	root, err := moduleRoot(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	path := filepath.Join(dir, "notifyd")
-	args := []string{"build", "-o", path}
+	args := []string{"build", "-o", path, "-tags", strings.Join(tags, ",")}
 	if race {
 		args = append(args, "-race")
 	}
-	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/notifyd")...)
+	cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build notifyd: %w\n%s", err, out)
+		return fmt.Errorf("build %s: %w\n%s", pkg, err, out)
 	}
-	return &Binary{path: path}, nil
+	return nil
 }
 
 func moduleRoot(ctx context.Context) (string, error) {
@@ -57,24 +63,34 @@ func At(path string) *Binary { return &Binary{path: path} }
 // Path is where the binary stands.
 func (b *Binary) Path() string { return b.path }
 
+// With is the binary with more in its environment: NAME=value.
+func (b *Binary) With(env ...string) *Binary {
+	changed := *b
+	changed.env = append(append([]string(nil), b.env...), env...)
+	return &changed
+}
+
+// On is the binary as a process that sees a small disk.
+func (b *Binary) On(disk *Disk) *Binary {
+	changed := *b
+	changed.disk = disk
+	return &changed
+}
+
+// Logging is the binary whose processes' words are added to a file: a failed test names it, instead of quoting them.
+func (b *Binary) Logging(path string) *Binary {
+	changed := *b
+	changed.log = path
+	return &changed
+}
+
 // Engine is one run of the binary on a data folder.
 type Engine struct {
 	Notifications notifydv1connect.NotificationServiceClient
 	Merchants     notifydv1connect.MerchantServiceClient
 	Intake, Admin string // URLs
 
-	*process
-}
-
-// process is what runs. Copies of an Engine that call it in another way share it.
-type process struct {
-	cmd    *exec.Cmd
-	began  chan struct{} // closed when it is ready
-	exited chan struct{}
-	err    error
-
-	mu    sync.Mutex
-	lines []string
+	*process // copies of an Engine that call it in another way share it
 }
 
 // DataDir makes a folder that Postgres' own user can reach also when the test runs as root.
@@ -102,86 +118,65 @@ var ready = regexp.MustCompile(`^  (intake|admin)\s+(http://[^/\s]+)`)
 // Start runs `notifyd dev` on free ports without the demo, and returns when it is ready.
 func (b *Binary) Start(tb testing.TB, dataDir string, args ...string) *Engine {
 	tb.Helper()
-	return b.run(tb, append([]string{"dev", "--no-demo", "--intake-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--data-dir=" + dataDir}, args...))
+	e := b.Launch(tb, dataDir, args...)
+	e.UntilReady(tb)
+	return e
+}
+
+// Launch is Start without waiting: UntilReady or Ready does.
+func (b *Binary) Launch(tb testing.TB, dataDir string, args ...string) *Engine {
+	tb.Helper()
+	return b.launch(tb, append([]string{"dev", "--no-demo", "--intake-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--data-dir=" + dataDir}, args...))
 }
 
 // Serve runs `notifyd serve` on free ports, and returns when it is ready. It must log as JSON.
 func (b *Binary) Serve(tb testing.TB, dataDir string, args ...string) *Engine {
 	tb.Helper()
-	return b.run(tb, serveArgs(dataDir, args))
-}
-
-func serveArgs(dataDir string, more []string) []string {
-	return append([]string{"serve", "--intake-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--data-dir=" + dataDir}, more...)
-}
-
-func (b *Binary) run(tb testing.TB, args []string) *Engine {
-	tb.Helper()
-	e := b.launch(tb, args)
+	e := b.LaunchServe(tb, dataDir, args...)
 	e.UntilReady(tb)
 	return e
 }
 
-// LaunchServe is Serve without waiting: UntilReady does.
+// LaunchServe is Serve without waiting: UntilReady or Ready does.
 func (b *Binary) LaunchServe(tb testing.TB, dataDir string, args ...string) *Engine {
 	tb.Helper()
-	return b.launch(tb, serveArgs(dataDir, args))
+	return b.launch(tb, append([]string{"serve", "--intake-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--data-dir=" + dataDir}, args...))
 }
 
 func (b *Binary) launch(tb testing.TB, args []string) *Engine {
 	tb.Helper()
-	e := &Engine{process: &process{began: make(chan struct{}), exited: make(chan struct{})}}
-	e.cmd = exec.CommandContext(context.Background(), b.path, args...) // ended by Stop, Kill or the test's end
-	stdout, err := e.cmd.StdoutPipe()
-	if err != nil {
-		tb.Fatal(err)
-	}
-	e.cmd.Stderr = e.cmd.Stdout
-	if err := e.cmd.Start(); err != nil {
-		tb.Fatalf("start notifyd: %v", err)
-	}
-	go e.read(stdout)
-	tb.Cleanup(func() {
-		e.Kill()
-		if tb.Failed() {
-			tb.Logf("the engine said:\n%s", e.Output())
-		}
-	})
+	e := &Engine{}
+	cmd := command(b.disk, b.path, args...)
+	cmd.Env = append(os.Environ(), b.env...)
+	e.process = spawn(tb, spawned{name: "notifyd", cmd: cmd, ready: e.learn, log: b.log})
 	return e
+}
+
+// command is ended by Stop, Kill or the test's end.
+func command(disk *Disk, path string, args ...string) *exec.Cmd {
+	if disk != nil {
+		path, args = disk.inside(path, args)
+	}
+	return exec.CommandContext(context.Background(), path, args...)
 }
 
 // UntilReady waits until the engine answers.
 func (e *Engine) UntilReady(tb testing.TB) {
 	tb.Helper()
-	timeout := time.NewTimer(60 * time.Second)
-	defer timeout.Stop()
-	select {
-	case <-e.began:
-	case <-e.exited:
-		tb.Fatalf("notifyd ended before it was ready: %v\n%s", e.err, e.Output())
-	case <-timeout.C:
-		tb.Fatalf("notifyd was not ready in 60 s\n%s", e.Output())
+	if err := e.Ready(); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// Ready waits until the engine answers, or says why it will not.
+func (e *Engine) Ready() error {
+	if err := e.awaitReady(); err != nil {
+		return err
 	}
 	client := &http.Client{}
 	e.Notifications = notifydv1connect.NewNotificationServiceClient(client, e.Intake)
 	e.Merchants = notifydv1connect.NewMerchantServiceClient(client, e.Intake)
-}
-
-// read keeps what the engine says, and learns from its banner where it listens.
-func (e *Engine) read(r io.Reader) {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		line := lines.Text()
-		e.mu.Lock()
-		e.lines = append(e.lines, line)
-		if e.learn(line) {
-			close(e.began)
-		}
-		e.mu.Unlock()
-	}
-	e.err = e.cmd.Wait()
-	close(e.exited)
+	return nil
 }
 
 // learn takes the addresses out of a line: of the banner, or of the log line that says ready. It reports the last of them.
@@ -200,50 +195,6 @@ func (e *Engine) learn(line string) (last bool) {
 	}
 	e.Intake, e.Admin = "http://"+said.Intake, "http://"+said.Admin
 	return true
-}
-
-// Signal sends a signal.
-func (e *Engine) Signal(tb testing.TB, sig os.Signal) {
-	tb.Helper()
-	if err := e.cmd.Process.Signal(sig); err != nil {
-		tb.Fatalf("signal notifyd: %v", err)
-	}
-}
-
-// Exited is closed when the process has ended.
-func (e *Engine) Exited() <-chan struct{} { return e.exited }
-
-// Output is everything the engine has said.
-func (e *Engine) Output() string {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return strings.Join(e.lines, "\n")
-}
-
-// PID is the engine's process.
-func (e *Engine) PID() int { return e.cmd.Process.Pid }
-
-// Kill ends the engine with SIGKILL, as a crash does, and waits for its end.
-func (e *Engine) Kill() {
-	_ = e.cmd.Process.Kill()
-	<-e.exited
-}
-
-// Stop ends the engine with SIGTERM and waits until it has drained.
-func (e *Engine) Stop(tb testing.TB) {
-	tb.Helper()
-	_ = e.cmd.Process.Signal(syscall.SIGTERM)
-	timeout := time.NewTimer(60 * time.Second)
-	defer timeout.Stop()
-	select {
-	case <-e.exited:
-		if e.err != nil {
-			tb.Errorf("notifyd did not stop cleanly: %v\n%s", e.err, e.Output())
-		}
-	case <-timeout.C:
-		tb.Errorf("notifyd did not stop in 60 s\n%s", e.Output())
-		e.Kill()
-	}
 }
 
 // Within waits until the condition holds, looking at it again every few milliseconds.

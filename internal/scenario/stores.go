@@ -1,17 +1,12 @@
 package scenario
 
 import (
-	"context"
 	"crypto/tls"
 	"fmt"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"go.uber.org/zap"
-
-	"notifyd/internal/embedded/postgres"
 )
 
 // NATSUser and NATSPassword are who may use a NATS of the tests.
@@ -45,43 +40,4 @@ func StartNATS(tb testing.TB, dir string, ca *CA) string {
 		tb.Fatal("NATS did not start")
 	}
 	return fmt.Sprintf("tls://%s", ns.Addr())
-}
-
-// Postgres is a private Postgres for nodes of other processes.
-type Postgres struct {
-	URL string
-	dir string
-	pg  *postgres.Server
-}
-
-// StartPostgres runs one until the test ends.
-func StartPostgres(tb testing.TB, dir string) *Postgres {
-	tb.Helper()
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		tb.Fatal(err)
-	}
-	p := &Postgres{dir: dir}
-	p.Start(tb)
-	tb.Cleanup(func() { p.Stop(tb) })
-	return p
-}
-
-// Start runs it, also again after Stop, under the same URL.
-func (p *Postgres) Start(tb testing.TB) {
-	tb.Helper()
-	pg, err := postgres.Start(context.WithoutCancel(tb.Context()), postgres.Config{Dir: p.dir, Log: zap.NewNop()})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	p.pg, p.URL = pg, pg.URL()
-}
-
-// Stop ends it; more calls are harmless.
-func (p *Postgres) Stop(tb testing.TB) {
-	tb.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	if err := p.pg.Stop(ctx); err != nil {
-		tb.Error(err)
-	}
 }
