@@ -71,8 +71,8 @@ search: ## fill a ledger with millions of notifications and measure its queries;
 chaos: $(NEED_POSTGRES) ## kill the engine at random and at every named point, and check that nothing is lost; ARGS="--kills 100 --seed 7 --out table.md"
 	go test -count=1 -v -timeout 3h ./internal/chaos -run '^Test(Kills|CrashPoints|Loss)$$' -args --kills 100 $(ARGS)
 
-soak: $(NEED_POSTGRES) ## steady load with a random fault every 20 s; ARGS="--for 10m --seed 7"; or each outage: ARGS="--for 0 --outages 60s"
-	go test -count=1 -v -timeout 24h ./internal/chaos -run '^Test(Soak|Outages)$$' -args --for 10m $(ARGS)
+soak: $(NEED_POSTGRES) ## steady load with a random fault every 20 s; ARGS="--for 10m --seed 7"; or each outage: ARGS="--for 0 --outages 60s"; or too much: ARGS="--for 0 --overload 2m"
+	go test -count=1 -v -timeout 24h ./internal/chaos -run '^Test(Soak|Outages|Overload)$$' -args --for 10m $(ARGS)
 
 vuln: $(STAMPS)/govulncheck-$(GOVULNCHECK) ## known vulnerabilities; needs their database, so it is no part of test
 	govulncheck ./...

@@ -16,8 +16,9 @@ const (
 	dueEvery = 200 * time.Millisecond
 	// dueBatch bounds one look; a full one is followed by another at once.
 	dueBatch = 500
-	// dueLease is when something taken is due again should this process die with it.
-	dueLease = time.Minute
+	// dueLease is when something taken is due again should this process die with it, or not hear that it was given it. What
+	// waits in hand for longer is taken once more, which is refused: here by the hand, elsewhere by its claim.
+	dueLease = 10 * time.Second
 	// fedPatience is how long NATS may be late with what it was told of before it is taken from the ledger.
 	fedPatience = 3 * time.Second
 	// dueTimeout bounds one look.

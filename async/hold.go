@@ -20,16 +20,18 @@ type message struct {
 	failed   atomic.Bool
 	opened   atomic.Bool // each member is in hand, or settled
 	taken    time.Time
+	shardSeq uint64 // its sequence in the stream of shards; 0: it is not from there
 
 	// Guarded by Lane.holding.
 	kept   time.Time // NATS has given it to nobody else at least until AckWait after it, by this process' clock
 	lapsed bool      // it may have since
 }
 
-// hold takes a message in hand that was stored so long ago: before that nobody can have had it.
-func (l *Lane) hold(m *message, age time.Duration) {
+// hold takes a message in hand that was handed out at an instant or later, and that was stored so long ago: before that
+// nobody can have had it.
+func (l *Lane) hold(m *message, handedOut time.Time, age time.Duration) {
 	m.taken = l.clock()
-	m.kept = m.taken.Add(-max(age, 0))
+	m.kept = laterOf(m.taken.Add(-max(age, 0)), handedOut)
 	l.holding.Lock()
 	l.held[m] = struct{}{}
 	l.holding.Unlock()
@@ -47,12 +49,27 @@ func (l *Lane) lapsed(m *message) bool {
 	return m.look(l.clock(), l.cfg.AckWait)
 }
 
+// waitedLong reports whether an item has waited in hand for so long that what was found out about other copies, before it
+// was taken, is out of date.
+func (l *Lane) waitedLong(m *message) bool {
+	return m != nil && l.clock().Sub(m.taken) > claimWaited
+}
+
 // look is also the moment in which it is noted. Lane.holding is held.
 func (m *message) look(now time.Time, ackWait time.Duration) bool {
 	if now.Sub(m.kept) >= ackWait-ackWait/8 {
 		m.lapsed = true
 	}
 	return m.lapsed
+}
+
+// handedOut is how often NATS has handed the message out, as far as it knows.
+func (m *message) handedOut() uint64 {
+	meta, err := m.msg.Metadata()
+	if err != nil {
+		return 1
+	}
+	return meta.NumDelivered
 }
 
 // settle counts a member as settled. After the last one the message is acknowledged for good (double ack: a plain one

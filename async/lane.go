@@ -86,6 +86,8 @@ type Config struct {
 	StreamBytes int64 `yaml:"stream_bytes"`
 	// OwnQueue bounds the notifications in one own queue; what comes when it is full waits in the ledger.
 	OwnQueue int64 `yaml:"own_queue"`
+	// OwnQueueRest is about how long it waits there before it is tried again.
+	OwnQueueRest time.Duration `yaml:"own_queue_rest"`
 	// Replicas of each stream: 1 for a single server, 3 for a cluster.
 	Replicas int `yaml:"-"`
 	// AckWait is how long after a crash NATS waits before it hands a notification to another taker.
@@ -97,7 +99,7 @@ type Config struct {
 // DefaultConfig is used where the operator sets nothing.
 func DefaultConfig() Config {
 	return Config{
-		Depth: 512, InFlight: 8, Patience: 500 * time.Millisecond, InHand: 20_000, StreamBytes: 8 << 30, OwnQueue: 100_000, Replicas: 1,
+		Depth: 512, InFlight: 8, Patience: 500 * time.Millisecond, InHand: 20_000, StreamBytes: 8 << 30, OwnQueue: 100_000, OwnQueueRest: time.Minute, Replicas: 1,
 		AckWait: 10 * time.Second, PublishTimeout: 5 * time.Second,
 	}
 }
@@ -117,6 +119,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("async.stream_bytes: %d: must be at least 1 MiB", c.StreamBytes)
 	case c.OwnQueue < 1:
 		return fmt.Errorf("async.own_queue: %d: must be at least 1", c.OwnQueue)
+	case c.OwnQueueRest < time.Second:
+		return fmt.Errorf("async.own_queue_rest: %s: must be at least 1s", c.OwnQueueRest)
 	case c.Replicas < 1 || c.Replicas > 5:
 		return fmt.Errorf("async.replicas: %d: must be 1 to 5", c.Replicas)
 	case c.AckWait < time.Second:
@@ -148,7 +152,8 @@ type Lane struct {
 
 	publishing [notification.Shards]*groupcommit.Batcher[notification.Work]
 	room       chan struct{} // one token for each notification in hand
-	fullUntil  atomic.Int64  // see Full: nanoseconds since started
+	crowd      crowd
+	fullUntil  atomic.Int64 // see Full: nanoseconds since started
 
 	mu      sync.Mutex
 	queues  map[string]*merchantQueue // by isolation key; only keys with something to do

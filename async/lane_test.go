@@ -181,6 +181,8 @@ func TestSecondCopies(t *testing.T) {
 
 	accept(t, l, second(n.work("without a publish", "b")))
 
+	within(t, 20*time.Second, "what was not published is sent", func() bool { return slices.Contains(n.names(), "without a publish") })
+
 	release := make(chan struct{})
 	n.mu.Lock()
 	n.sending = func(w notification.Work) {
@@ -279,6 +281,30 @@ func TestConfigNamesTheKey(t *testing.T) {
 		spoil(&c)
 		if err := c.Validate(); err == nil || err.Error() != want {
 			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
+
+// What is due without an attempt on record counts as interrupted where its first attempt would have left no trace.
+func TestFirstAttemptThatLeftNoTrace(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(w *notification.Work)
+		want   bool
+	}{
+		"the net of the sync lane":   {func(w *notification.Work) { w.Route.Lane = notification.LaneSync }, true},
+		"its shard did not bring it": {func(w *notification.Work) { w.Trigger = notification.TriggerSweep }, true},
+		"in its shard it was claimed": {func(w *notification.Work) {
+			w.Trigger, w.Route.Persist = notification.TriggerSweep, notification.PersistLedger
+		}, false},
+		"it was in no shard":                  {func(w *notification.Work) { w.Trigger, w.NotBefore = notification.TriggerSweep, time.Now() }, false},
+		"a second copy, which is asked about": {func(w *notification.Work) { w.SecondCopy = true }, false},
+	} {
+		n := &notification.Notification{}
+		n.Route.Lane, n.Route.Persist = notification.LaneAsync, notification.PersistStream
+		w := notification.Work{Notification: n, Trigger: notification.TriggerAuto}
+		c.change(&w)
+		if got := firstLeftNoTrace(w); got != c.want {
+			t.Errorf("%s: %t, want %t", name, got, c.want)
 		}
 	}
 }

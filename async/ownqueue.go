@@ -27,9 +27,6 @@ func (l *Lane) startMove(ctx context.Context, q *merchantQueue, e *entry) {
 	l.running.Go(func() { l.move(ctx, q, e.Item, reason) })
 }
 
-// fullQueueRest is about how long a notification waits in the ledger when its own queue takes no more.
-const fullQueueRest = time.Minute
-
 // move takes an item out of hand to where it waits: its own queue, or while that cannot be reached, the ledger.
 func (l *Lane) move(ctx context.Context, q *merchantQueue, item *hand.Item, reason notification.Reason) {
 	defer func() {
@@ -75,7 +72,7 @@ func (l *Lane) restInOwnQueue(ctx context.Context, key string, w notification.Wo
 	w.Notification = resting
 	err := l.publishOwn(ctx, key, w)
 	if errors.Is(err, ErrFull) {
-		return l.restInLedger(ctx, resting, notification.ReasonBacklog, time.Now().Add(fullQueueRest).Add(rand.N(fullQueueRest/4)))
+		return l.restInLedger(ctx, resting, notification.ReasonBacklog, time.Now().Add(l.cfg.OwnQueueRest).Add(rand.N(l.cfg.OwnQueueRest/4)))
 	}
 	return resting, err
 }

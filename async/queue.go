@@ -54,6 +54,7 @@ func (l *Lane) offer(ctx context.Context, from *message, w notification.Work, se
 		settled(errStopping)
 		return
 	}
+	l.untilCalm(ctx)
 	item, ok := l.hand.Enter(w, time.Now(), func(err error) {
 		<-l.room
 		settled(err)
@@ -81,6 +82,7 @@ func (l *Lane) place(ctx context.Context, e *entry) {
 		l.running.Go(func() { l.work(ctx, q, e) })
 	case len(q.waiting) < l.cfg.Depth:
 		q.waiting = append(q.waiting, e)
+		l.crowd.came(len(q.waiting))
 	default:
 		l.deferItem(ctx, q, e, notification.ReasonBacklog, time.Time{})
 	}
@@ -132,6 +134,7 @@ func (l *Lane) nextWaiting(q *merchantQueue) *entry {
 		e := q.waiting[0]
 		q.waiting[0] = nil
 		q.waiting = q.waiting[1:]
+		l.crowd.went(len(q.waiting), 1)
 		return e
 	}
 	q.inFlight--
@@ -152,11 +155,12 @@ func (l *Lane) attempt(ctx context.Context, q *merchantQueue, e *entry) (bool, n
 	if !ok { // taken back by a cancel, which settles it
 		return false, notification.Verdict{}
 	}
-	w.Claim = w.Claim || l.lapsed(e.from) // another taker may have it too: the ledger decides
+	w.Claim = w.Claim || l.lapsed(e.from) || l.waitedLong(e.from) // another taker, or another copy, may have it too: the ledger decides
 	q.began.Store(time.Now().UnixNano())
 	q.sending.Add(1)
 	verdict := l.deliver.Deliver(ctx, w, func(err error) { l.hand.Leave(e.Item, err) })
 	q.sending.Add(-1)
+	l.crowd.attempts.Add(1)
 	if verdict.Deferred {
 		e.Requeue(verdict.After)
 		return true, verdict
@@ -174,9 +178,10 @@ func (l *Lane) watch(ctx context.Context) {
 		case <-l.stopping:
 			return
 		case now := <-tick.C:
+			l.crowd.measure(now, l.cfg.Patience)
 			l.mu.Lock()
 			for _, q := range l.queues {
-				if len(q.waiting) > 0 && now.Sub(q.waiting[0].Since()) > l.cfg.Patience {
+				if len(q.waiting) > 0 && now.Sub(q.waiting[0].Since()) > l.patienceWith(q) {
 					l.relieve(ctx, q, notification.ReasonBacklog)
 				}
 			}
@@ -189,6 +194,7 @@ func (l *Lane) watch(ctx context.Context) {
 func (l *Lane) relieve(ctx context.Context, q *merchantQueue, reason notification.Reason) {
 	waiting := q.waiting
 	q.waiting = nil
+	l.crowd.went(0, len(waiting))
 	for _, e := range waiting {
 		l.deferItem(ctx, q, e, reason, time.Time{})
 	}

@@ -131,6 +131,35 @@ func (l *Lane) keepTaking(ctx context.Context, from source, lost <-chan struct{}
 // consumerHeartbeat is how often NATS says that it still knows a consumer that has nothing to hand out.
 const consumerHeartbeat = 5 * time.Second
 
+// prefetch is how many messages NATS hands to a consumer before it opens them. They wait with nobody to hold them, so a
+// node that has no room must open them all within AckWait.
+const prefetch = 4
+
+// handedOut knows when a consumer's messages were handed out at the earliest. NATS is asked for no more than prefetch
+// messages that are not opened, after a reconnect for as many again: so none was asked for before the one that is so far
+// ahead of it was opened.
+type handedOut struct {
+	opened [2 * prefetch]time.Time
+	count  int
+}
+
+func newHandedOut(began time.Time) *handedOut {
+	h := &handedOut{}
+	for i := range h.opened {
+		h.opened[i] = began
+	}
+	return h
+}
+
+// next is for the message that is opened now; its consumer opens one after another.
+func (h *handedOut) next(now time.Time) time.Time {
+	at := &h.opened[h.count%len(h.opened)]
+	earliest := *at
+	*at = now
+	h.count++
+	return earliest
+}
+
 // take begins to take; broken says that NATS does not answer for the consumer.
 func (l *Lane) take(ctx context.Context, from source) (_ jetstream.ConsumeContext, broken <-chan struct{}, _ error) {
 	consumer, err := l.js.CreateOrUpdateConsumer(ctx, from.stream, jetstream.ConsumerConfig{
@@ -141,8 +170,9 @@ func (l *Lane) take(ctx context.Context, from source) (_ jetstream.ConsumeContex
 		return nil, nil, fmt.Errorf("make consumer %s: %w", from.durable, err)
 	}
 	lost := make(chan struct{}, 1)
-	c, err := consumer.Consume(func(msg jetstream.Msg) { l.open(ctx, msg) },
-		jetstream.PullMaxMessages(16), jetstream.PullHeartbeat(consumerHeartbeat),
+	handed := newHandedOut(l.clock())
+	c, err := consumer.Consume(func(msg jetstream.Msg) { l.open(ctx, msg, handed.next(l.clock())) },
+		jetstream.PullMaxMessages(prefetch), jetstream.PullHeartbeat(consumerHeartbeat),
 		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
 			if errors.Is(err, jetstream.ErrNoHeartbeat) || errors.Is(err, nats.ErrNoResponders) {
 				select {

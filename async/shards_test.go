@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -302,26 +304,94 @@ func TestAKeptHoldIsNotClaimed(t *testing.T) {
 	}
 }
 
-// What is opened long after it was stored is looked up, and claimed where it has left no trace; it is not taken for one
-// that was interrupted.
-func TestWhatIsOpenedLateIsClaimed(t *testing.T) {
+// What is taken long after its acceptance is looked up, and claimed only where another copy may be on its way; it is not
+// taken for one that was interrupted.
+func TestWhatIsTakenLate(t *testing.T) {
 	n := newNode(t)
+	n.cfg.PublishTimeout = time.Minute
 	l := n.lane(t, false)
-	fresh, known := n.work("no trace", "a"), n.work("delivered by another copy", "b")
-	accept(t, l, fresh, known)
+	aged := func(name string, age time.Duration) notification.Work {
+		w := n.work(name, name)
+		w.AcceptedAt = w.AcceptedAt.Add(-age)
+		return w
+	}
+	waited, known, row := aged("no trace", 2*lookUpAfter), aged("delivered by another copy", 2*lookUpAfter), aged("only a row", 2*lookUpAfter)
+	stored := aged("stored long after its acceptance", 2*time.Minute)
 	after := *known.Notification
 	after.Attempts = 1
 	after.Settle(notification.StateDelivered, notification.ReasonAcknowledged, notification.SettledByAcknowledgement, now())
-	recorded := make(chan error, 1)
-	n.Record(t.Context(), ledger.Record{Notification: &after, New: true}, func(err error) { recorded <- err })
-	if err := <-recorded; err != nil {
-		t.Fatal(err)
+	for _, c := range []*notification.Notification{&after, row.Notification} {
+		recorded := make(chan error, 1)
+		n.Record(t.Context(), ledger.Record{Notification: c, New: true}, func(err error) { recorded <- err })
+		if err := <-recorded; err != nil {
+			t.Fatal(err)
+		}
 	}
-	<-time.NewTimer(lookUpAfter + 200*time.Millisecond).C
+	accept(t, l, n.work("in time", "k"), waited, known, row, stored)
 	run(t, l, time.Second)
 	within(t, 5*time.Second, "nothing is left", func() bool { return n.empty(t, envelope.NotifyStream) })
-	if got := n.all(); len(got) != 1 || got[0] != (sent{name: "no trace", claimed: true}) {
-		t.Errorf("sent %+v", got)
+	got := n.all()
+	slices.SortFunc(got, func(a, b sent) int { return strings.Compare(a.name, b.name) })
+	want := []sent{{name: "in time"}, {name: "no trace"}, {name: "only a row", claimed: true}, {name: "stored long after its acceptance", claimed: true}}
+	if !slices.Equal(got, want) {
+		t.Errorf("sent %+v, want %+v", got, want)
+	}
+}
+
+// A second copy waits as long as the first one may come out of their shard unclaimed.
+func TestASecondCopyWaitsForTheFirst(t *testing.T) {
+	n := newNode(t)
+	n.cap = 1
+	l := n.lane(t, false)
+	release := make(chan struct{})
+	n.sending = func(w notification.Work) {
+		if w.RequestID == "first" {
+			<-release
+		}
+	}
+	run(t, l, time.Second)
+	first := n.work("first", "k")
+	accept(t, l, first)
+	within(t, 5*time.Second, "the first copy is being sent", func() bool { return n.count() == 1 })
+
+	other := n.lane(t, false) // with a table of its own it does not see what the first lane has in hand
+	other.hand = hand.NewTable()
+	second := first
+	second.SecondCopy = true
+	m := &message{}
+	m.left.Store(1)
+	settled := make(chan error, 1)
+	other.takeUp(t.Context(), m, second, nil, false, func(err error) { settled <- err })
+	if err := <-settled; err != nil {
+		t.Fatal(err)
+	}
+	n.mu.Lock()
+	if len(n.delayed) != 1 || !n.delayed[0].SecondCopy || !n.delayed[0].NextAt.After(now()) {
+		t.Errorf("delayed %+v", n.delayed)
+	}
+	n.mu.Unlock()
+	close(release)
+	within(t, 5*time.Second, "nothing is left", func() bool { return n.empty(t, envelope.NotifyStream) })
+	if come, err := other.firstMayCome(t.Context(), m, second); come || err != nil {
+		t.Errorf("after the first one: may come %v, %v", come, err)
+	}
+	if n.count() != 1 {
+		t.Errorf("sent %+v", n.all())
+	}
+}
+
+// A message counts as handed out when NATS can have been asked for it at the earliest.
+func TestHandedOut(t *testing.T) {
+	at := func(s int) time.Time { return time.Unix(int64(s), 0) }
+	h := newHandedOut(at(100))
+	for i := range 3 * len(h.opened) {
+		want := at(100)
+		if i >= len(h.opened) {
+			want = at(200 + i - len(h.opened))
+		}
+		if got := h.next(at(200 + i)); !got.Equal(want) {
+			t.Errorf("message %d: %s, want %s", i, got, want)
+		}
 	}
 }
 

@@ -56,6 +56,7 @@ func (d *Dispatcher) keepInterrupted(ctx context.Context, w notification.Work, i
 	n.UpdatedAt = now
 	if !n.State.Final() { // else an operator resends it
 		n.State, n.Reason, n.NextAt = notification.StateRetrying, notification.ReasonInterrupted, now.Add(d.cfg.AttemptBound)
+		n.Resting = false // its copy in an own queue is an attempt behind now: only the due time brings it back
 	}
 	kept := make(chan error, 1)
 	d.record(ctx, ledger.Record{

@@ -223,6 +223,26 @@ func TestInterruptedIsOnRecordFirst(t *testing.T) {
 	}
 }
 
+// An interrupted attempt of what rested in an own queue makes the copy there void. Should the process die before the next
+// one is on record, the row's due time brings it back.
+func TestInterruptedInOwnQueueIsDueAgain(t *testing.T) {
+	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+		work := w.due(t, "one", func(n *notification.Notification) { n.Resting = true })
+		work.Interrupted = true
+		var seen *notification.Notification
+		w.sends.answer = func(notification.Work) notification.Attempt {
+			seen, _ = w.row(t, work.ID)
+			return acknowledged()
+		}
+		if _, err := w.deliver(t, work); err != nil {
+			t.Fatal(err)
+		}
+		if seen.Attempts != 1 || seen.Resting || !seen.NextAt.After(clock()) {
+			t.Errorf("while its next attempt is made: %+v", seen.Progress)
+		}
+	})
+}
+
 // Delivered never reopens: a failed resend of it is an attempt row, nothing more (P12).
 func TestDeliveredStaysDelivered(t *testing.T) {
 	for _, reason := range []notification.Reason{notification.ReasonHTTPServerError, notification.ReasonGone, notification.ReasonInternal} {

@@ -4,6 +4,7 @@ package dispatcher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -173,6 +174,7 @@ type Dispatcher struct {
 	cfg         Config
 	run         string
 	room        *semaphore.Weighted // bytes that may be accepted at once
+	pace        pace
 	ledger      Ledger
 	store       Merchants
 	merchants   *merchant.Registry
@@ -253,6 +255,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	show, learn := time.NewTicker(d.cfg.SeenAfter/3), time.NewTicker(time.Second)
 	defer show.Stop()
 	defer learn.Stop()
+	stale := false // the settings
 	for {
 		select {
 		case <-ctx.Done():
@@ -264,22 +267,26 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 			d.show(ctx)
 			d.markOwed(ctx, d.now().Add(-markAfter))
 		case <-learn.C:
-			if err := d.LearnMerchants(ctx); err != nil && ctx.Err() == nil {
-				d.log.Warn("merchants' settings cannot be read; the last snapshot serves", zap.Error(err))
+			err := errors.Join(d.LearnMerchants(ctx), d.LearnSources(ctx))
+			switch {
+			case ctx.Err() != nil:
+			case err != nil && !stale:
+				d.log.Warn("changes of settings cannot be read; what is known of merchants and sources serves meanwhile", zap.Error(err))
+			case err == nil && stale:
+				d.log.Info("settings are up to date again")
 			}
-			if err := d.LearnSources(ctx); err != nil && ctx.Err() == nil {
-				d.log.Warn("sources' settings cannot be read; the last snapshot serves", zap.Error(err))
-			}
+			stale = err != nil
 		}
 	}
 }
 
 // A row of something in hand says that it is due backstop later, and that this process has it for heldFor. Both are put off
-// every refresh while it stays in hand: if this process and its queues are lost, the sweep finds it.
+// every refresh while it stays in hand: if this process and its queues are lost, the sweep finds it. Nobody else sends
+// what a dead process had until heldFor is over, unless its run is known to have ended.
 const (
 	backstop = 3 * time.Minute
-	heldFor  = 90 * time.Second
-	refresh  = time.Minute
+	heldFor  = 45 * time.Second
+	refresh  = 15 * time.Second
 )
 
 // show writes a row for whatever has been in hand for a while, so that GetNotification and ops see it (P2).

@@ -2,11 +2,13 @@ package dispatcher
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
 
+	"notifyd/ledger"
 	"notifyd/notification"
 )
 
@@ -66,7 +68,9 @@ func (d *Dispatcher) markOwed(ctx context.Context, before time.Time) {
 		return
 	}
 	if err := d.ledger.MarkAnswered(ctx, ids); err != nil {
-		d.log.Warn("reservations cannot be marked as answered; the next look tries again", zap.Int("owed", len(ids)), zap.Error(err))
+		if !errors.Is(err, ledger.ErrAway) { // which its watch has said once
+			d.log.Warn("reservations cannot be marked as answered; the next look tries again", zap.Int("owed", len(ids)), zap.Error(err))
+		}
 		return
 	}
 	for _, id := range ids {

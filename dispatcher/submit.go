@@ -24,8 +24,10 @@ type submission struct {
 
 	// The answer: either err, or where it stands.
 	err       error
-	twin      *submission // the same id earlier in this batch; its answer is this one's
-	elsewhere bool        // Postgres is away: its reservation is in the queues
+	twin      *submission           // the same id earlier in this batch; its answer is this one's
+	elsewhere bool                  // Postgres is away: its reservation is in the queues
+	hasRow    bool                  // the first one's, which nothing else may stand for
+	known     notification.Progress // of the first one, see ledger.Reserved
 	reserved  Reserving
 	duplicate bool
 	standing  *notification.Notification
@@ -120,7 +122,7 @@ func (d *Dispatcher) findMerchant(ctx context.Context, id string) (*merchant.Mer
 // so it is when NATS or the ledger are slower than the callers, and when the queues are full.
 func (d *Dispatcher) makeRoom(subs []*submission) (giveBack func()) {
 	var taken int64
-	full := d.async.Full()
+	full, late := d.async.Full(), d.pace.late(d.now())
 	for _, s := range subs {
 		if s.answered() {
 			continue
@@ -129,6 +131,8 @@ func (d *Dispatcher) makeRoom(subs []*submission) (giveBack func()) {
 		switch {
 		case full:
 			s.err = busy(errQueuesFull)
+		case late:
+			s.err = busy(errLate)
 		case !d.room.TryAcquire(size):
 			s.err = busy(errNoRoom)
 		default:
@@ -144,6 +148,7 @@ const roomOverhead = 4 << 10
 var (
 	errNoRoom     = errors.New("too much is being accepted at once")
 	errQueuesFull = errors.New("the queues are full")
+	errLate       = errors.New("more is submitted than the ledger keeps up with")
 )
 
 // reserve takes the ids, all in one write, and answers those that were there before (P4).
@@ -166,7 +171,9 @@ func (d *Dispatcher) reserve(ctx context.Context, subs []*submission) {
 	if len(rs) == 0 {
 		return
 	}
+	end := d.pace.begin(d.now())
 	reserved, err := d.ledger.Reserve(ctx, rs)
+	end()
 	if err != nil {
 		for _, s := range taken {
 			s.reserved, s.err = ReservingFailed, d.unavailable("reserve id", err)
@@ -182,7 +189,7 @@ func (d *Dispatcher) reserve(ctx context.Context, subs []*submission) {
 			s.reserved, s.err = ReservingConflict, alreadyExists(s.n.ID)
 		default:
 			s.reserved, s.duplicate, s.elsewhere = ReservingDuplicate, true, reserved[i].Elsewhere
-			s.n.AcceptedAt = reserved[i].AcceptedAt
+			s.n.AcceptedAt, s.known = reserved[i].AcceptedAt, reserved[i].Known
 			known = append(known, s)
 		}
 	}
@@ -198,8 +205,9 @@ func (s *submission) twinOf(first *submission) {
 	s.twin = first
 }
 
-// recognise answers duplicates with the first one's state. One of which no trace is found goes on like a new one,
-// marked as a possible second copy: its reservation may stand without a publish that worked.
+// recognise answers duplicates with the first one's state. One of which no trace is found, or only a row that no attempt
+// has touched, goes on like a new one, marked as a possible second copy: its reservation, and its row, may stand without a
+// publish that worked.
 func (d *Dispatcher) recognise(ctx context.Context, known []*submission) {
 	if len(known) == 0 {
 		return
@@ -218,10 +226,24 @@ func (d *Dispatcher) recognise(ctx context.Context, known []*submission) {
 		case s.answered():
 		case err != nil:
 			s.err = d.unavailable("look up duplicate", err)
-		case rows[s.n.ID] != nil:
+		case rows[s.n.ID] == nil && (s.known.State.Final() || s.known.Attempts > 0):
+			first := *s.n
+			first.Progress = s.known
+			s.standing = &first
+		case rows[s.n.ID] == nil:
+		case isUntouched(rows[s.n.ID], d.now()):
+			first := *rows[s.n.ID]
+			s.n, s.hasRow = &first, true
+		default:
 			s.standing = rows[s.n.ID]
 		}
 	}
+}
+
+// isUntouched reports whether a row may be all that is left of a submission that was cut short. Its due time would bring it
+// back, much later than a caller that asks again.
+func isUntouched(row *notification.Notification, now time.Time) bool {
+	return row.State == notification.StateAccepted && row.Attempts == 0 && !row.Resting && !row.NotBefore.After(now)
 }
 
 // enter makes one notification durable in its lane. done is called when it is answered.
@@ -268,7 +290,7 @@ func (d *Dispatcher) enterAsync(ctx context.Context, s *submission, w notificati
 		}
 		done()
 	}
-	if n.Route.Persist != notification.PersistLedger {
+	if n.Route.Persist != notification.PersistLedger || s.hasRow {
 		d.async.Accept(w, accepted)
 		return
 	}
@@ -301,7 +323,7 @@ func (d *Dispatcher) enterLater(ctx context.Context, s *submission, w notificati
 		}
 		done()
 	}
-	if reason == notification.ReasonAwaitingAnswer { // a row would hide that the first copy has none
+	if reason == notification.ReasonAwaitingAnswer || s.hasRow { // a row would hide that the first copy has none
 		d.delay.DelayThen(w, answer)
 		return
 	}

@@ -99,6 +99,53 @@ func TestReservationWithoutPublishIsPublishedAgain(t *testing.T) {
 	})
 }
 
+// So is one of which only the row stands that persist ledger wants first: its due time is minutes away.
+func TestRowWithoutPublishIsPublishedAgain(t *testing.T) {
+	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+		w.merchant(&merchant.Merchant{ID: "m", Persist: notification.PersistLedger})
+		w.shards.fail = errDown
+		_, err := w.submitOne(t.Context(), payment("a"))
+		wantCode(t, err, connect.CodeUnavailable, true)
+		w.shards.fail = nil
+
+		pass(time.Second)
+		res, err := w.submitOne(t.Context(), payment("a"))
+		if err != nil || !res.Duplicate {
+			t.Fatalf("submitted again: %v, %v", res, err)
+		}
+		if held := w.later.held(); len(held) != 1 || !held[0].SecondCopy || len(w.shards.accepted()) != 0 {
+			t.Fatalf("soon: scheduled %+v, published %+v", held, w.shards.accepted())
+		}
+		pass(w.cfg.TraceAfter)
+		if res, err = w.submitOne(t.Context(), payment("a")); err != nil || !res.Duplicate {
+			t.Fatalf("submitted once more: %v, %v", res, err)
+		}
+		if works := w.shards.accepted(); len(works) != 1 || !works[0].SecondCopy {
+			t.Fatalf("later: published %+v", works)
+		}
+		id := idOf(t, res.Id)
+		if n, _ := w.row(t, id); !n.NextAt.After(clock().Add(time.Minute)) {
+			t.Errorf("the row's own due time was moved: %+v", n.Progress)
+		}
+	})
+}
+
+// What waits for its not_before is due by its row: submitting it again puts nothing on its way.
+func TestDuplicateBeforeItsTimeWaits(t *testing.T) {
+	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+		p := payment("a")
+		p.NotBefore = timestamppb.New(clock().Add(time.Hour))
+		for range 2 {
+			if res, err := w.submitOne(t.Context(), p); err != nil || res.StateReason != string(notification.ReasonNotBefore) {
+				t.Fatalf("%v, %v", res, err)
+			}
+		}
+		if len(w.later.held())+len(w.shards.accepted()) != 0 {
+			t.Errorf("scheduled %+v, published %+v", w.later.held(), w.shards.accepted())
+		}
+	})
+}
+
 func TestFirstPublishIsNoSecondCopy(t *testing.T) {
 	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
 		res, err := w.submitOne(t.Context(), payment("a"))

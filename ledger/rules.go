@@ -12,7 +12,7 @@ import (
 // sweeps (sweep.go) say the same in SQL; package ledgertest holds both to it.
 
 // ResendLease is how long the engine has to publish what it has resent or rescued before the sweep takes it up again.
-const ResendLease = 2 * time.Minute
+const ResendLease = 30 * time.Second
 
 // compareProgress orders by (generation, attempts, updated at).
 func compareProgress(a, b notification.Progress) int {

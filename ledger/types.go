@@ -20,6 +20,9 @@ type Reserved struct {
 	AcceptedAt time.Time
 	// Elsewhere says that Postgres is away and the queues keep the reservation: the first record makes the ledger's.
 	Elsewhere bool
+	// Known is how far it had come when this process last recorded it, while Postgres is away and cannot be asked; its
+	// Generation is 0 where nothing is known. Of a Progress it has State, Reason, Generation and Attempts.
+	Known notification.Progress
 }
 
 // Record is a snapshot of a notification on its way, with the attempts that are new in it.

@@ -12,9 +12,10 @@
 //
 // # What may go wrong while Postgres is away
 //
-// A claim is judged by what SPILL, the journal and this process know, and granted otherwise. So a notification that was
-// canceled, delivered or taken in hand shortly before the outage, and of which another copy is on its way, can be sent
-// once more; the merchant gets it under the same id. An id that another node accepted before the outage is accepted again
+// A claim is judged by what SPILL, the journal and this process know, and granted otherwise. This process knows what it
+// has recorded lately itself. So a notification that was canceled before the outage, or that another node, or this one
+// long ago, delivered or took in hand, and of which another copy is on its way, can be sent once more; the merchant gets it
+// under the same id. An id that another node accepted before the outage is accepted again
 // here when it is submitted again: with the same content it can be sent twice, with other content it is put into the
 // ledger's quarantine when the ledger hears of it. The same holds for a node that is cut off alone, and for an id whose
 // reservation another node has moved into Postgres meanwhile.

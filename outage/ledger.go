@@ -99,9 +99,7 @@ func NewLedger(ctx context.Context, cfg Config, parts Parts) (*Ledger, error) {
 		return l.publishRecords(context.WithoutCancel(ctx), batch)
 	})
 	if !parts.Queues.Away() {
-		if err := l.makeStreams(ctx); err != nil {
-			l.log.Warn("the streams for outages cannot be made yet", zap.Error(err))
-		}
+		_ = l.makeStreams(ctx) // Run tries again, and says so
 	}
 	return l, nil
 }
@@ -210,13 +208,19 @@ func (l *Ledger) makeStreams(ctx context.Context) error {
 func (l *Ledger) keepStreams(ctx context.Context) {
 	ticker := time.NewTicker(2 * l.cfg.ProbeEvery)
 	defer ticker.Stop()
-	made := false
+	made, failing := false, false
 	for {
 		if !l.queues.Away() {
 			if !made {
-				made = l.makeStreams(ctx) == nil
+				err := l.makeStreams(ctx)
+				made = err == nil
+				if err != nil && !failing && ctx.Err() == nil && !natsAway(err) {
+					l.log.Error("streams cannot be made: should postgres go away now, nothing is accepted", zap.Error(err))
+				}
+				failing = err != nil
 			}
-			made = made && l.look(ctx, envelope.SpillStream, &l.spilled) && l.look(ctx, envelope.ReservedStream, &l.reserved)
+			spill, reserved := l.look(ctx, envelope.SpillStream, &l.spilled), l.look(ctx, envelope.ReservedStream, &l.reserved)
+			made = made && spill && reserved
 		}
 		select {
 		case <-ticker.C:
@@ -234,8 +238,11 @@ func (l *Ledger) look(ctx context.Context, name string, w *waiting) (there bool)
 	defer cancel()
 	stream, err := l.js.Stream(ctx, name)
 	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		w.seen(0, puts)
+		return false
 	case err != nil:
-		return !errors.Is(err, jetstream.ErrStreamNotFound)
+		return true
 	case stream.CachedInfo().State.Msgs > 0:
 		w.seen(int64(stream.CachedInfo().State.Msgs), puts) //nolint:gosec // a number of messages
 	case present && !l.away.Away():
@@ -246,10 +253,11 @@ func (l *Ledger) look(ctx context.Context, name string, w *waiting) (there bool)
 	return true
 }
 
-// recentIDs is how many ids a node remembers of those that were reserved through it.
+// recentIDs is how many ids a node remembers of those that it reserved or recorded: about 10 MB.
 const recentIDs = 65_536
 
-// recent is a bounded memory of reservations: two generations, the older of which is forgotten as a whole.
+// recent is a bounded memory of reservations and of how far they have come: two generations, the older of which is
+// forgotten as a whole.
 type recent struct {
 	mu       sync.Mutex
 	half     int
@@ -260,6 +268,12 @@ type remembered struct {
 	digest     [32]byte
 	acceptedAt time.Time
 	elsewhere  bool
+
+	// Of the newest record that is durable.
+	state      notification.State
+	reason     notification.Reason
+	generation int64 // 0: there is none
+	attempts   int
 }
 
 func newRecent(most int) *recent {
@@ -269,19 +283,50 @@ func newRecent(most int) *recent {
 func (r *recent) add(id notification.ID, reserved ledger.Reserved) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.now) >= r.half {
-		r.old, r.now = r.now, make(map[notification.ID]remembered, r.half)
+	known, _ := r.find(id)
+	known.digest, known.acceptedAt, known.elsewhere = reserved.Digest, reserved.AcceptedAt, reserved.Elsewhere
+	r.keep(id, known)
+}
+
+// recorded notes how far a notification has come, durably.
+func (r *recent) recorded(n *notification.Notification) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known, ok := r.find(n.ID)
+	if ok && known.generation > 0 && !follows(n.Progress, known.progress()) {
+		return
 	}
-	r.now[id] = remembered{reserved.Digest, reserved.AcceptedAt, reserved.Elsewhere}
+	if !ok {
+		known.digest, known.acceptedAt = n.Digest, n.AcceptedAt
+	}
+	known.state, known.reason, known.generation, known.attempts = n.State, n.Reason, n.Generation, n.Attempts
+	r.keep(n.ID, known)
 }
 
 // get answers as a reservation that was there before.
 func (r *recent) get(id notification.ID) (ledger.Reserved, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	found, ok := r.find(id)
+	return ledger.Reserved{Digest: found.digest, AcceptedAt: found.acceptedAt, Elsewhere: found.elsewhere, Known: found.progress()}, ok
+}
+
+// find and keep are for a caller that holds the lock.
+func (r *recent) find(id notification.ID) (remembered, bool) {
 	found, ok := r.now[id]
 	if !ok {
 		found, ok = r.old[id]
 	}
-	return ledger.Reserved{Digest: found.digest, AcceptedAt: found.acceptedAt, Elsewhere: found.elsewhere}, ok
+	return found, ok
+}
+
+func (r *recent) keep(id notification.ID, known remembered) {
+	if len(r.now) >= r.half {
+		r.old, r.now = r.now, make(map[notification.ID]remembered, r.half)
+	}
+	r.now[id] = known
+}
+
+func (m remembered) progress() notification.Progress {
+	return notification.Progress{State: m.state, Reason: m.reason, Generation: m.generation, Attempts: m.attempts}
 }

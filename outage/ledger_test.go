@@ -447,3 +447,29 @@ func TestBoundsAreKept(t *testing.T) {
 		}
 	}
 }
+
+// What this process has recorded lately it knows while Postgres is away: it is not sent again, and a submission of it is
+// answered with how far it has come.
+func TestWhatWasRecordedLatelyIsKnown(t *testing.T) {
+	s := startStores(t)
+	n := s.node(t, nodeOptions{})
+	delivered := attempted(accepted(), notification.StateDelivered)
+	if err := n.record(t, delivered); err != nil {
+		t.Fatal(err)
+	}
+	n.toPostgres.Refuse(t)
+	n.awaitAway(t)
+	was := delivered.Notification
+	verdict, _, err := n.Claim(bg, ledger.Claim{ID: was.ID, Generation: 1, Until: now().Add(time.Minute)})
+	if err != nil || verdict != ledger.ClaimStale {
+		t.Errorf("claim: verdict %d, %v, want stale", verdict, err)
+	}
+	got, err := n.Reserve(bg, []ledger.Reservation{{ID: was.ID, Digest: was.Digest, AcceptedAt: now()}})
+	if err != nil || got[0].Fresh || got[0].Known.State != notification.StateDelivered || got[0].Known.Attempts != 1 || !got[0].AcceptedAt.Equal(was.AcceptedAt) {
+		t.Errorf("reserve: %+v, %v", got, err)
+	}
+	verdict, _, err = n.Claim(bg, ledger.Claim{ID: was.ID, Generation: 2, Attempts: 1, AllowFinal: true, Until: now().Add(time.Minute)})
+	if err != nil || verdict != ledger.ClaimGranted {
+		t.Errorf("claim of a resend: verdict %d, %v, want granted", verdict, err)
+	}
+}

@@ -24,6 +24,7 @@ func WatchPostgres(cfg Config, ping func(context.Context) error, log *zap.Logger
 
 // WatchNATS returns the watch of JetStream. check is what a server in this process says of itself; nil: there is none.
 func WatchNATS(cfg Config, js jetstream.JetStream, check func() error, log *zap.Logger) *Watch {
+	hop := newHop(js.Conn(), cfg, log)
 	probe := func(ctx context.Context) error {
 		if check != nil {
 			if err := check(); err != nil {
@@ -31,9 +32,11 @@ func WatchNATS(cfg Config, js jetstream.JetStream, check func() error, log *zap.
 			}
 		}
 		if !js.Conn().IsConnected() {
+			hop.reset()
 			return nats.ErrDisconnected
 		}
 		_, err := js.AccountInfo(ctx)
+		hop.after(err, time.Now())
 		return err
 	}
 	return NewWatch("nats", probe, log, WatchOptions{Every: cfg.ProbeEvery, Slow: cfg.SlowAfter, Err: ErrQueuesAway, IsAway: natsAway})

@@ -213,6 +213,9 @@ func (q *Queues) all() []*flight {
 	return all
 }
 
+// leastUnknown is longer than what a lane takes from its shard without a look whether another copy has left a trace.
+const leastUnknown = 6 * time.Second
+
 // failed makes a row of what NATS did not take, or may not have taken.
 func (q *Queues) failed(f *flight, cause error) {
 	if !q.landed(f) {
@@ -230,7 +233,7 @@ func (q *Queues) failed(f *flight, cause error) {
 	if f.due {
 		n.NextAt = now
 		if unknown { // a copy may be on its way: by then it has left a trace
-			n.NextAt = now.Add(q.cfg.AttemptBound)
+			n.NextAt = now.Add(max(q.cfg.AttemptBound, leastUnknown))
 		}
 	}
 	r := ledger.Record{Notification: &n, Unfed: true, New: !f.work.HasRow, Unreserved: f.work.Unreserved}

@@ -90,13 +90,18 @@ func (p *entries) len() int {
 	return p.count
 }
 
-// bornBefore are those that have been pending since before a tick and are not on their way elsewhere.
-func (p *entries) bornBefore(tick int64) []*entry {
+// bornBefore are those that have been pending since before a tick, those that are Postgres' alone since before an earlier
+// one, and are not on their way elsewhere.
+func (p *entries) bornBefore(tick, alone int64) []*entry {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var old []*entry
-	for e := p.oldest; e != nil && e.born < tick; e = e.newer {
-		if !e.moving.Load() {
+	for e := p.oldest; e != nil && e.born < max(tick, alone); e = e.newer {
+		since := tick
+		if e.alone {
+			since = alone
+		}
+		if e.born < since && !e.moving.Load() {
 			old = append(old, e)
 		}
 	}
@@ -116,10 +121,11 @@ func (p *entries) of(id notification.ID) []ledger.Record {
 	return found
 }
 
-// Record makes a snapshot durable: in Postgres, or, when that is away or takes longer than Config.SlowAfter, in SPILL, or
+// Record makes a snapshot durable: in Postgres, or, when that is away or takes longer than Config.SpillAfter, in SPILL, or
 // in the journal. recorded is called exactly once: with nil when it is durable, with a *ledger.QuarantinedError when
 // Postgres refuses it, with an error that wraps ledger.ErrAway when nothing takes it; from a goroutine that must not be
-// held up. A record may end in several places. It returns soon, whatever the context says.
+// held up. A record may end in several places. It waits while Postgres' own queue is full,
+// for Config.SpillAfter at most, whatever the context says.
 func (l *Ledger) Record(_ context.Context, r ledger.Record, recorded func(error)) {
 	l.record(&entry{record: r, recorded: recorded, born: l.ticks.Load()})
 }
@@ -152,6 +158,9 @@ func (l *Ledger) record(e *entry) {
 // end tells how a record ended, the first time.
 func (l *Ledger) end(e *entry, err error) {
 	if l.pending.remove(e) {
+		if err == nil {
+			l.recent.recorded(e.record.Notification)
+		}
 		e.recorded(err)
 	}
 }
@@ -226,8 +235,8 @@ func (l *Ledger) publishRecords(ctx context.Context, batch []*entry) []error {
 	return errs
 }
 
-// patience is how long a record may wait for room in Postgres' queue, before it goes elsewhere. All that come between two looks share one: a timer
-// for each would cost more than the record.
+// patience is how long a record may wait for room in Postgres' queue, before it goes elsewhere: at most
+// Config.SpillAfter. All that come within half of that time share one: a timer for each would cost more than the record.
 type patience struct {
 	ctx context.Context //nolint:containedctx // its end is all that it is for
 	end context.CancelFunc
@@ -250,6 +259,7 @@ func (l *Ledger) hurry(ctx context.Context) {
 		current.end()
 	}()
 	left := l.away.Left()
+	patient := looks * int64(l.cfg.SpillAfter) / int64(l.cfg.SlowAfter) // at least looks, see Config.Validate
 	for {
 		var late []*entry
 		select {
@@ -260,16 +270,22 @@ func (l *Ledger) hurry(ctx context.Context) {
 			l.spilled.unknown()
 			l.reserved.unknown()
 			current.end()
-			late = l.pending.bornBefore(l.ticks.Load() + 1)
+			late = l.pending.bornBefore(l.ticks.Load()+1, l.ticks.Load()+1)
+			old.end()
+			old, current = current, newPatience(ctx)
+			l.soon.Store(current)
 		case <-ticker.C:
 			if left == nil && !l.away.Away() {
 				left = l.away.Left()
 			}
-			late = l.pending.bornBefore(l.ticks.Add(1) - looks)
+			tick := l.ticks.Add(1)
+			late = l.pending.bornBefore(tick-patient, tick-looks)
+			if tick%(patient/2) == 0 {
+				old.end()
+				old, current = current, newPatience(ctx)
+				l.soon.Store(current)
+			}
 		}
-		old.end()
-		old, current = current, newPatience(ctx)
-		l.soon.Store(current)
 		for _, e := range late {
 			l.move(e, errLate)
 		}

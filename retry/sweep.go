@@ -18,11 +18,19 @@ type DueIndex interface {
 	Rescue(ctx context.Context, overdueBefore, now time.Time, limit int) ([]*notification.Notification, error)
 }
 
+// Delayer puts on its way what the sweep has found.
+type Delayer interface {
+	// DelayThen makes w due at its NextAt; delayed is called once.
+	DelayThen(w notification.Work, delayed func(error))
+	// Now makes w due at once.
+	Now(ctx context.Context, w notification.Work) error
+}
+
 // Sweep feeds the delay window from the ledger's due index, and puts back on its way what got lost.
 type Sweep struct {
 	cfg   Config
 	index DueIndex
-	delay *Delay
+	delay Delayer
 	away  func() bool
 	log   *zap.Logger
 
@@ -43,7 +51,7 @@ func (s *Sweep) Stats() SweepStats {
 
 // NewSweep returns a sweep. It rests while away says that NATS does not answer: what it took from the ledger then would
 // count as fed for nothing. Nil: NATS always answers.
-func NewSweep(cfg Config, index DueIndex, delay *Delay, away func() bool, log *zap.Logger) *Sweep {
+func NewSweep(cfg Config, index DueIndex, delay Delayer, away func() bool, log *zap.Logger) *Sweep {
 	if away == nil {
 		away = func() bool { return false }
 	}
@@ -57,15 +65,26 @@ const sweepBatch = 1000
 func (s *Sweep) Run(ctx context.Context) error {
 	tick := time.NewTicker(s.cfg.SweepEvery)
 	defer tick.Stop()
+	failing := false
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case now := <-tick.C:
-			if err := s.Once(ctx, now.UTC()); err != nil && ctx.Err() == nil {
-				s.failures.Add(1)
-				s.log.Warn("sweep failed; the next one tries again", zap.Error(err))
+			err := s.Once(ctx, now.UTC())
+			if ctx.Err() != nil {
+				return nil
 			}
+			if err != nil {
+				s.failures.Add(1)
+			}
+			switch {
+			case err != nil && !failing:
+				s.log.Warn("sweep failed; it is tried again", zap.Error(err), zap.Duration("every", s.cfg.SweepEvery))
+			case err == nil && failing:
+				s.log.Info("sweep works again")
+			}
+			failing = err != nil
 		}
 	}
 }
@@ -94,11 +113,16 @@ func (s *Sweep) Once(ctx context.Context, now time.Time) error {
 		if len(rescued) > 0 {
 			s.log.Warn("sweep found overdue notifications and put them back on their way", zap.Int("rescued", len(rescued)), zap.Stringer("first", rescued[0].ID))
 		}
+		var failed error // the others are on their way all the same: nobody looks at them again for ledger.ResendLease
 		for _, n := range rescued {
-			if err := s.delay.Now(ctx, notification.Work{Notification: n, Trigger: notification.TriggerSweep}); err != nil {
-				return err
+			if err := s.delay.Now(ctx, notification.Work{Notification: n, Trigger: notification.TriggerSweep, HasRow: true}); err != nil {
+				failed = err
+				continue
 			}
 			s.rescued.Add(1)
+		}
+		if failed != nil {
+			return failed
 		}
 		if len(rescued) < sweepBatch {
 			break
@@ -110,7 +134,7 @@ func (s *Sweep) Once(ctx context.Context, now time.Time) error {
 func (s *Sweep) schedule(ctx context.Context, due []*notification.Notification, trigger notification.Trigger) error {
 	results := make(chan error, len(due))
 	for _, n := range due {
-		s.delay.DelayThen(notification.Work{Notification: n, Trigger: trigger}, func(err error) { results <- err })
+		s.delay.DelayThen(notification.Work{Notification: n, Trigger: trigger, HasRow: true}, func(err error) { results <- err })
 	}
 	var first error
 	for range due {

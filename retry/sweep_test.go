@@ -172,3 +172,38 @@ func TestConfigNamesTheKey(t *testing.T) {
 		}
 	}
 }
+
+// refusing takes nothing of some ids.
+type refusing struct {
+	Delayer
+	ids map[notification.ID]bool
+}
+
+func (r refusing) Now(ctx context.Context, w notification.Work) error {
+	if r.ids[w.ID] {
+		return errors.New("no response from stream")
+	}
+	return r.Delayer.Now(ctx, w)
+}
+
+// What the queues do not take of an overdue row keeps the others from nothing: the ledger would not find them again for minutes.
+func TestSweepRescuesTheOthers(t *testing.T) {
+	cfg := quick()
+	d := newDues(t, cfg)
+	m := ledger.NewMemory(ledger.Config{Now: clock, Window: cfg.Window})
+	t.Cleanup(m.Close)
+	refused := refusing{d.Delay, map[notification.ID]bool{}}
+	for i := range 5 {
+		w := retrying(strconv.Itoa(i), time.Now().Add(-cfg.Grace-time.Second))
+		refused.ids[w.ID] = i%2 == 0
+		put(t, m, w)
+	}
+	sweep := NewSweep(cfg, m, refused, nil, zap.NewNop())
+	if err := sweep.Once(t.Context(), clock()); err == nil {
+		t.Error("nobody hears of the failure")
+	}
+	within(t, 10*time.Second, "the others are fired", func() bool { return len(d.all()) == 2 })
+	if got := sweep.Stats().Rescued; got != 2 {
+		t.Errorf("rescued %d, want 2", got)
+	}
+}

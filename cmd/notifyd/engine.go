@@ -327,7 +327,7 @@ func (e *engine) makeLanes(ctx context.Context, s stores, observers dispatcher.O
 	}
 	e.parts.opened("egress", func() error { client.Close(); return nil })
 	l := &lanes{sources: source.NewRegistry(), merchants: merchant.NewRegistry()}
-	l.sweep = retry.NewSweep(e.cfg.Retry, s.kept, s.window, s.natsAway.Away, e.log.Named("sweep"))
+	l.sweep = retry.NewSweep(e.cfg.Retry, s.kept, s.queues, s.natsAway.Away, e.log.Named("sweep"))
 
 	merchants, table, later := l.merchants, hand.NewTable(), &laterPlaces{}
 	routes, err := router.New(e.cfg.Router, knownNames())
@@ -390,7 +390,7 @@ func (e *engine) startAdmin(ctx context.Context, s stores, l *lanes, tally *heal
 		},
 		Intake: roles.has(roleIntake), Dispatcher: e.dispatch.Stats, Backlog: l.async.Backlog, Ledger: s.memory.Stats, Overdue: s.memory.Overdue, Keys: l.sources,
 	}
-	numbers := metrics.Parts{Now: now, Tally: tally, Dispatcher: e.dispatch.Stats, Ledger: s.memory.Stats, Delay: s.window.Stats}
+	numbers := metrics.Parts{Now: now, Tally: tally, Dispatcher: e.dispatch.Stats, Ledger: s.memory.Stats, Delay: s.window.Stats, Kept: s.kept.Stats, Queues: s.queues.Stats, Cluster: s.cluster.Stats}
 	if roles.has(roleAsync) {
 		watched.Async, numbers.Async = l.async.Stats, l.async.Stats
 	}

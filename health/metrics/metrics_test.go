@@ -19,10 +19,12 @@ import (
 	"go.uber.org/zap"
 
 	"notifyd/async"
+	"notifyd/cluster"
 	"notifyd/dispatcher"
 	"notifyd/health"
 	"notifyd/ledger"
 	"notifyd/notification"
+	"notifyd/outage"
 	"notifyd/retry"
 	synclane "notifyd/sync"
 )
@@ -78,12 +80,15 @@ func full(t *testing.T) *Metrics {
 		synctest.Wait()
 		m.Watch(Parts{
 			Now: fixed, Monitor: monitor, Tally: tally,
-			Dispatcher: func() dispatcher.Stats { return dispatcher.Stats{Sending: 4, OpenBreakers: 1} },
-			Async:      func() async.Stats { return async.Stats{InHand: 5, InHandLimit: 10} },
+			Dispatcher: func() dispatcher.Stats { return dispatcher.Stats{Sending: 4, OpenBreakers: 1, Panics: 1} },
+			Async:      func() async.Stats { return async.Stats{InHand: 5, InHandLimit: 10, SetAside: 2} },
 			Sync:       func() synclane.Stats { return synclane.Stats{Waiting: 2, Limit: 3} },
 			Ledger:     func() ledger.Stats { return ledger.Stats{Records: 9, Oldest: start.Add(-2 * time.Second)} },
 			Sweep:      func() retry.SweepStats { return retry.SweepStats{Fed: 6, Rescued: 1} },
 			Delay:      func() retry.DelayStats { return retry.DelayStats{Published: 8} },
+			Kept:       func() outage.Stats { return outage.Stats{PostgresAway: true, SpillWaiting: 11, SetAside: 1} },
+			Queues:     func() outage.QueueStats { return outage.QueueStats{Rows: 12} },
+			Cluster:    func() cluster.Stats { return cluster.Stats{Nodes: 2, Shards: 32} },
 		})
 		stop()
 		if err := <-ended; err != nil {
@@ -216,6 +221,12 @@ func TestScrape(t *testing.T) {
 		`notifyd_queue_depth{place="overdue"} 3`,
 		`notifyd_queue_oldest_age_seconds{place="due"} 0`,
 		`notifyd_sweep_notifications_total{work="rescued"} 1`,
+		`notifyd_panics_total{place="attempt"} 1`,
+		`notifyd_set_aside_total 3`,
+		`notifyd_dependency_away{dependency="postgres"} 1`,
+		`notifyd_spilled_records 11`,
+		`notifyd_rows_for_queues_total 12`,
+		`notifyd_shards_owned 32`,
 		`notifyd_alarms_active{alarm="no_deliveries"} 0`,
 		`notifyd_dependency_up{dependency="nats"} 1`,
 		`notifyd_build_info{go_version="go1.26",revision="abc",version="1.2.3"} 1`,

@@ -6,9 +6,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"notifyd/async"
+	"notifyd/cluster"
 	"notifyd/dispatcher"
 	"notifyd/health"
 	"notifyd/ledger"
+	"notifyd/outage"
 	"notifyd/retry"
 	synclane "notifyd/sync"
 )
@@ -24,6 +26,9 @@ type Parts struct {
 	Ledger     func() ledger.Stats
 	Sweep      func() retry.SweepStats
 	Delay      func() retry.DelayStats
+	Kept       func() outage.Stats
+	Queues     func() outage.QueueStats
+	Cluster    func() cluster.Stats
 }
 
 // Watch shows the parts' numbers from now on. It is called once.
@@ -85,12 +90,24 @@ var (
 	ledgerBatches = total("ledger_batches_total", "Batches written to the ledger.")
 	ledgerRows    = total("ledger_records_total", "Records in the batches written to the ledger.")
 	ledgerFails   = total("ledger_batch_failures_total", "Tries to write a batch that Postgres did not take; each is tried again.")
+	panics        = total("panics_total", "Bugs that were contained, by place. attempt: it counts as made, with the reason internal. message: it was set aside.", "place")
+	setAside      = total("set_aside_total", "Messages and notifications that could not be taken, and are kept for people.")
+	away          = gauge("dependency_away", "1 while this node carries on without a dependency.", "dependency")
+	spilled       = gauge("spilled_records", "Records that wait in NATS for Postgres, of all nodes. Left out while that is not known.")
+	elsewhere     = gauge("reserved_elsewhere", "Ids that were accepted without Postgres and wait in NATS for it, of all nodes. Left out while that is not known.")
+	journaled     = gauge("journal_records", "Records that wait in this node's journal for Postgres or NATS.")
+	journalBytes  = gauge("journal_bytes", "Size of this node's journal.")
+	keptNowhere   = total("records_kept_nowhere_total", "Records that neither Postgres nor NATS nor the journal took. Their messages come again.")
+	queueRows     = total("rows_for_queues_total", "Notifications that NATS did not take and that became rows which are due.")
+	clusterNodes  = gauge("cluster_nodes", "Living nodes, as this one sees them; 0 when it cannot tell.")
+	shardsOwned   = gauge("shards_owned", "Shards that this node takes from.")
 	quarantined   = total("ledger_quarantined_total", "Records that Postgres refused for good and that are in quarantine.")
 
 	readings = []*reading{
 		ready, dependencyUp, alarmsActive, alarmsRaised, webhooksLost, alarmsPending, queueDepth, queueLimit, queueAge, ownQueues, sampleAge, stalled,
 		ackRatio, inFlight, breakersOpen, envelopes, enveloped, envelopeBytes, envelopeFails, delays, delayFails, swept, sweepFails, ledgerLag,
-		ledgerBytes, ledgerLimit, ledgerBatches, ledgerRows, ledgerFails, quarantined,
+		ledgerBytes, ledgerLimit, ledgerBatches, ledgerRows, ledgerFails, quarantined, panics, setAside, away, spilled, elsewhere, journaled,
+		journalBytes, keptNowhere, queueRows, clusterNodes, shardsOwned,
 	}
 	descs = func() map[*reading]*prometheus.Desc {
 		all := make(map[*reading]*prometheus.Desc, len(readings))
@@ -130,6 +147,7 @@ func (w *watcher) Collect(out chan<- prometheus.Metric) {
 		s := w.parts.Dispatcher()
 		show(inFlight, float64(s.Sending))
 		show(breakersOpen, float64(s.OpenBreakers))
+		show(panics, float64(s.Panics), "attempt")
 	}
 	if w.parts.Async != nil {
 		w.async(show, now)
@@ -143,6 +161,39 @@ func (w *watcher) Collect(out chan<- prometheus.Metric) {
 		w.ledger(show, now)
 	}
 	w.retry(show)
+	w.carriedOn(show)
+	if w.parts.Cluster != nil {
+		s := w.parts.Cluster()
+		show(clusterNodes, float64(s.Nodes))
+		show(shardsOwned, float64(s.Shards))
+	}
+}
+
+// carriedOn shows what is kept and done while a dependency is away.
+func (w *watcher) carriedOn(show show) {
+	var aside uint64
+	if w.parts.Async != nil {
+		aside = w.parts.Async().SetAside
+	}
+	if w.parts.Kept != nil {
+		s := w.parts.Kept()
+		aside += s.SetAside
+		show(away, oneIf(s.PostgresAway), "postgres")
+		show(away, oneIf(s.NATSAway), "nats")
+		if s.SpillWaiting >= 0 {
+			show(spilled, float64(s.SpillWaiting))
+		}
+		if s.ReservedWaiting >= 0 {
+			show(elsewhere, float64(s.ReservedWaiting))
+		}
+		show(journaled, float64(s.JournalWaiting))
+		show(journalBytes, float64(s.JournalBytes))
+		show(keptNowhere, float64(s.Lost))
+	}
+	show(setAside, float64(aside))
+	if w.parts.Queues != nil {
+		show(queueRows, float64(w.parts.Queues().Rows))
+	}
 }
 
 func (w *watcher) monitor(show show, now time.Time) {
@@ -198,6 +249,7 @@ func (w *watcher) async(show show, now time.Time) {
 	show(enveloped, float64(s.EnvelopeNotifications))
 	show(envelopeBytes, float64(s.EnvelopeBytes))
 	show(envelopeFails, float64(s.PublishFailures))
+	show(panics, float64(s.Panics), "message")
 }
 
 func (w *watcher) ledger(show show, now time.Time) {

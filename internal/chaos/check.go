@@ -32,6 +32,7 @@ type Report struct {
 	Dead       int      // dead, canceled, expired
 	Waiting    int      // visibly neither
 	Lost       []string // accepted, and neither acknowledged nor visibly not
+	Anew       int      // ids that a node took for new, because it could not know that another had accepted them
 	Repeated   int      // requests after one that the merchant acknowledged, resends apart
 	Unheard    int      // of those: the acknowledgement came too late for the attempt, which is on record as unconfirmed
 	Resent     int
@@ -39,6 +40,7 @@ type Report struct {
 	Stall      time.Duration // longest time without a request while there was load
 	Normal     time.Duration // longest time from the end of a fault until a new notification reached its merchant
 	Settled    time.Duration
+	Crowd      int // requests at once beyond what their merchant takes, at most, while nodes took over from each other
 	Incidents  int
 	Violations []string // what is wrong, losses included
 	Stories    []string // of the first few notifications that something is wrong with
@@ -64,6 +66,7 @@ func Check(h *History, found Findings) Report {
 		c.byID[r.ID] = append(c.byID[r.ID], r)
 	}
 	c.stall(requests)
+	c.crowds(requests)
 	for _, i := range h.incidents {
 		c.r.Normal = max(c.r.Normal, i.Normal)
 	}
@@ -98,6 +101,35 @@ func (c *check) stall(requests []Request) {
 	c.r.Stall = max(c.r.Stall, c.h.to.Sub(last))
 }
 
+// handover is how long after a fault a merchant may still be sent to by a node that lost it and by the one that has it now.
+const handover = 10 * time.Second
+
+// crowds checks that nobody is sent more at once than it takes: two nodes that drain one own queue would. While one takes
+// over from another, what the first has in hand comes on top.
+func (c *check) crowds(requests []Request) {
+	for merchant, most := range c.h.limits {
+		var under []Request // way
+		for _, r := range requests {
+			s := c.h.submitted[r.ID]
+			if s == nil || s.Merchant != merchant {
+				continue
+			}
+			under = slices.DeleteFunc(under, func(u Request) bool { return !u.Done.After(r.At) })
+			under = append(under, r)
+			if len(under) > most && !c.handedOver(r.At) {
+				c.wrong("%s: %s is sent %d at once, and takes %d; nothing was hurt", r.ID, merchant, len(under), most)
+			}
+			c.r.Crowd = max(c.r.Crowd, len(under)-most)
+		}
+	}
+}
+
+func (c *check) handedOver(at time.Time) bool {
+	return at.Sub(c.h.from) < handover || slices.ContainsFunc(c.h.incidents, func(i Incident) bool {
+		return !at.Before(i.From) && at.Before(i.To.Add(i.Normal+handover))
+	})
+}
+
 // mostStories bounds what a report tells.
 const mostStories = 5
 
@@ -114,14 +146,22 @@ func (c *check) notification(s *Submitted) {
 func (c *check) examine(s *Submitted) {
 	requests, found := c.byID[s.ID], c.found.Notifications[s.ID]
 	acknowledged := slices.ContainsFunc(requests, Request.acknowledged)
+	_, anew := c.h.anew[s.ID]
 	for _, r := range requests {
-		if r.Body != s.Body {
+		if r.Body != s.Body && !anew {
 			c.wrong("%s: attempt %d carried other bytes than were submitted", s.ID, r.Number)
 		}
 	}
 	if !s.Accepted.IsZero() {
 		c.r.Accepted++
 		c.standing(s, found, acknowledged)
+	}
+	if at, anew := c.h.anew[s.ID]; anew {
+		if c.blind(at) { // P4: it is told twice, or what came second is in quarantine
+			c.r.Anew++
+			return
+		}
+		c.wrong("%s: was accepted, and taken for new at %s", s.ID, at.UTC().Format(clock))
 	}
 	if found == nil {
 		return
@@ -131,6 +171,13 @@ func (c *check) examine(s *Submitted) {
 	}
 	c.rows(s, requests, found.Attempts)
 	c.repeats(s, requests, found.Attempts)
+}
+
+// blind reports whether a node could not know at an instant what others had accepted.
+func (c *check) blind(at time.Time) bool {
+	return slices.ContainsFunc(c.h.incidents, func(i Incident) bool {
+		return i.Blind && !at.Before(i.From) && !at.After(i.To.Add(i.Normal+slack))
+	})
 }
 
 // standing checks that what was accepted is told, or visibly not.

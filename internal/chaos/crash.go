@@ -52,6 +52,9 @@ func (p Point) NeedsPostgresAway() bool {
 // NeedsNATSAway reports whether the write is made only while NATS is away, too.
 func (p Point) NeedsNATSAway() bool { return p.Write == faults.Journal }
 
+// NeedsEveryShard reports whether the write is made by whoever has the shard of a merchant that backs up.
+func (p Point) NeedsEveryShard() bool { return p.Write == faults.Own || p.Write == faults.Unown }
+
 // faultsVariable tells an engine that was built with the tag "faults" what to do.
 const faultsVariable = "NOTIFYD_FAULTS"
 
@@ -62,6 +65,7 @@ func (r *Run) CrashAt(n *Node, p Point, patience time.Duration) (reached bool) {
 	r.tb.Helper()
 	i := Incident{What: p.String(), From: time.Now()}
 	n.Kill()
+	back := r.alone(n, p)
 	e := n.Launch(r.tb, nil, faultsVariable+"="+p.String())
 	n.adopt(e)
 	away := r.away(n, p)
@@ -72,10 +76,31 @@ func (r *Run) CrashAt(n *Node, p Point, patience time.Duration) (reached bool) {
 	n.Kill()
 	e.Kill()
 	away()
+	back()
 	i.To = time.Now()
 	r.History.Hurt(i)
-	r.tb.Logf("%-40s reached %t", p, reached)
+	r.tb.Logf("%-40s reached %t after %s", p, reached, i.To.Sub(i.From).Round(time.Millisecond))
 	return reached
+}
+
+// alone stops the other nodes where the point is reached by one of all only.
+func (r *Run) alone(n *Node, p Point) (back func()) {
+	r.tb.Helper()
+	if !p.NeedsEveryShard() {
+		return func() {}
+	}
+	var stopped []*Node
+	for _, other := range r.Nodes {
+		if other != n && other.Engine() != nil {
+			other.Stop(r.tb)
+			stopped = append(stopped, other)
+		}
+	}
+	return func() {
+		for _, other := range stopped {
+			r.restart(other)
+		}
+	}
 }
 
 // away takes away from the node what must be away for the point to be reached.

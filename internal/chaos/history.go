@@ -44,6 +44,8 @@ type Incident struct {
 	What     string
 	From, To time.Time
 	Normal   time.Duration // from its end until a new notification reached its merchant
+	// Blind says that nodes cannot know meanwhile what other nodes accepted before.
+	Blind bool
 }
 
 // History is what was seen from outside. Its methods may be called concurrently.
@@ -51,16 +53,26 @@ type History struct {
 	mu        sync.Mutex
 	submitted map[string]*Submitted
 	requests  []Request
+	arrived   map[string]int // requests by id, those that are not answered yet included
 	incidents []Incident
 	delivered map[string]time.Time // when it was first seen as delivered
 	refused   map[string]int       // answers by code, "none" among them
 	broken    []string             // what was seen to be wrong at once
+	anew      map[string]time.Time // when an id that was accepted was taken for new
+	limits    map[string]int       // requests at once that a merchant takes
 	from, to  time.Time            // of the load
 }
 
 // NewHistory is empty.
 func NewHistory() *History {
-	return &History{submitted: map[string]*Submitted{}, delivered: map[string]time.Time{}, refused: map[string]int{}, from: time.Now()}
+	return &History{submitted: map[string]*Submitted{}, delivered: map[string]time.Time{}, refused: map[string]int{}, limits: map[string]int{}, anew: map[string]time.Time{}, arrived: map[string]int{}, from: time.Now()}
+}
+
+// Limit is told how many requests at once a merchant takes.
+func (h *History) Limit(merchant string, atOnce int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.limits[merchant] = atOnce
 }
 
 // Submitting is told before a notification is submitted for the first time.
@@ -127,6 +139,27 @@ func (h *History) Broken(format string, args ...any) {
 	h.broken = append(h.broken, fmt.Sprintf(format, args...))
 }
 
+// TakenForNew is told of an id that was accepted, and accepted again without a word of it.
+func (h *History) TakenForNew(id string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.anew[id] = time.Now()
+}
+
+// Arrived is told of each request before it is answered.
+func (h *History) Arrived(id string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.arrived[id]++
+}
+
+// Requests is how many requests have arrived for an id.
+func (h *History) Requests(id string) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.arrived[id]
+}
+
 // Requested is told of each request when it is answered or given up.
 func (h *History) Requested(r Request) {
 	h.mu.Lock()
@@ -162,6 +195,30 @@ func (h *History) Acknowledged(id string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.ContainsFunc(h.requests, func(r Request) bool { return r.ID == id && r.acknowledged() })
+}
+
+// Unheard counts the requests that ended without an answer at an instant, because whoever made them died: how many there
+// were, of how many there is no later one yet, and how long the latter took at most.
+func (h *History) Unheard(at time.Time) (had, open int, longest time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, r := range h.requests {
+		if r.Status != 0 || r.At.After(at) || r.Done.Before(at) || r.Done.After(at.Add(time.Second)) {
+			continue
+		}
+		had++
+		again := time.Duration(0)
+		for _, next := range h.requests {
+			if next.ID == r.ID && next.At.After(at) && (again == 0 || next.At.Sub(at) < again) {
+				again = next.At.Sub(at)
+			}
+		}
+		if again == 0 {
+			open++
+		}
+		longest = max(longest, again)
+	}
+	return had, open, longest
 }
 
 // AcceptedCount is the number of notifications accepted so far.

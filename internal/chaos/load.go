@@ -100,10 +100,10 @@ func (c *caller) act(ctx context.Context) int {
 		c.submit(ctx, []*notifydv1.Notification{c.draft(false)})
 	case dice < 80:
 		batch := make([]*notifydv1.Notification, batchSize)
-		flood := c.random.IntN(3) == 0
+		flooded := []string{paced, narrow, "", "", "", ""}[c.random.IntN(6)]
 		for i := range batch {
-			if flood {
-				batch[i] = c.draftFor(paced, "payout")
+			if flooded != "" {
+				batch[i] = c.draftFor(flooded, "payout")
 			} else {
 				batch[i] = c.draft(false)
 			}
@@ -240,7 +240,7 @@ func (c *caller) submitAgain(ctx context.Context) {
 	case r.GetResponse() == nil:
 		c.refused(n, r.GetError())
 	case !r.GetResponse().Duplicate:
-		c.history.Broken("%s: submitted again, and taken for new", idOf(n))
+		c.history.TakenForNew(idOf(n))
 	default:
 		c.history.Accepted(r.GetResponse(), asked)
 	}
@@ -256,7 +256,7 @@ func (c *caller) submitOther(ctx context.Context) {
 		OrderId: was.OrderId, OrderStatus: was.OrderStatus, Terminal: true, Payload: `{"other":` + strconv.Itoa(c.random.IntN(1000)) + `}`, Amount: was.Amount,
 	}
 	if r := c.call(ctx, []*notifydv1.Notification{other})[0]; r.GetResponse() != nil {
-		c.history.Broken("%s: other content under the same id is accepted", idOf(was))
+		c.history.TakenForNew(idOf(was))
 	}
 }
 

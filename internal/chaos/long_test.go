@@ -123,6 +123,18 @@ func TestCrashPoints(t *testing.T) {
 	}
 }
 
+// faultsFor are the outages, and what several nodes and servers are hurt by.
+func faultsFor(cfg chaos.Config) []chaos.Fault {
+	all := chaos.Outages()
+	if cfg.Nodes > 1 {
+		all = append(all, chaos.Several()...)
+	}
+	if cfg.Servers > 1 {
+		all = append(all, chaos.Clustered()...)
+	}
+	return all
+}
+
 // Each outage has a world of its own, so that its figures are its own.
 func TestOutages(t *testing.T) {
 	if *outages == 0 {
@@ -130,7 +142,7 @@ func TestOutages(t *testing.T) {
 	}
 	cfg := setUp(t)
 	full := chaos.DiskFull()
-	for _, f := range append(chaos.Outages(), full) {
+	for _, f := range append(faultsFor(cfg), full) {
 		cfg := cfg
 		if f.Name == full.Name {
 			cfg.Servers, cfg.Disk = 1, 256<<20
@@ -140,6 +152,7 @@ func TestOutages(t *testing.T) {
 		}
 		t.Run(f.Name, func(t *testing.T) {
 			r := chaos.Begin(t, cfg)
+			r.Wait(3 * time.Second) // of an ordinary day
 			r.Do(f, *outages)
 			conclude(t, f.Name, cfg.Seed, r.Finish())
 		})
@@ -153,7 +166,7 @@ func TestSoak(t *testing.T) {
 	}
 	cfg := setUp(t)
 	r := chaos.Begin(t, cfg)
-	all := append(chaos.Ends(), chaos.Outages()...)
+	all := append(chaos.Ends(), faultsFor(cfg)...)
 	for end := time.Now().Add(*soak); time.Now().Before(end); {
 		if f := all[r.Random.IntN(len(all))]; strings.Contains(f.Name, *only) {
 			r.Do(f, 2*time.Second+time.Duration(r.Random.Int64N(int64(10*time.Second))))

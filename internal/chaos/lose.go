@@ -18,7 +18,7 @@ import (
 // that the proof names it, and it alone.
 func Lose(tb testing.TB, cfg Config) {
 	tb.Helper()
-	r := &Run{World: newWorld(tb, cfg), History: NewHistory(), Seed: cfg.Seed, Random: rand.New(rand.NewPCG(cfg.Seed, 0)), tb: tb, cfg: cfg}
+	r := &Run{World: NewWorld(tb, cfg), History: NewHistory(), Seed: cfg.Seed, Random: rand.New(rand.NewPCG(cfg.Seed, 0)), tb: tb, cfg: cfg}
 	settings := play(tb, r.History)
 	n := r.Nodes[0]
 	intake := n.Launch(tb, []string{"--roles=intake,ledger"})

@@ -28,11 +28,17 @@ type script struct {
 	answer func(r Request, nth int) (delay time.Duration, status int)
 }
 
-// oneOf draws a share of all notifications, always the same ones.
-func oneOf(n byte, r Request) bool { return r.Body[0]%n == 0 }
+// third draws a third of all notifications, always the same ones.
+func third(r Request) bool { return r.Body[0]%3 == 0 }
 
-// paced has more than its rate allows: it gets a queue of its own.
-const paced = "paced"
+// paced has more than its rate allows, and narrow more than it may be asked at once: they get queues of their own.
+const (
+	paced  = "paced"
+	narrow = "narrow"
+)
+
+// atOnce is how many requests narrow takes at a time.
+const atOnce = 2
 
 // patient gaps outlast whatever a run does to the engine.
 var patient = []time.Duration{300 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 3 * time.Second, 5 * time.Second, 5 * time.Second, 10 * time.Second}
@@ -43,20 +49,21 @@ func scripts() []script {
 	slow := func(r Request, _ int) (time.Duration, int) {
 		return time.Duration(50+r.Body[1]) * time.Millisecond, http.StatusOK
 	}
+	unhurried := func(Request, int) (time.Duration, int) { return 40 * time.Millisecond, http.StatusOK }
 	flaky := func(r Request, nth int) (time.Duration, int) {
-		if oneOf(3, r) && nth < 3 {
+		if third(r) && nth < 3 {
 			return 0, http.StatusServiceUnavailable
 		}
 		return 0, http.StatusOK
 	}
 	broken := func(Request, int) (time.Duration, int) { return 0, http.StatusInternalServerError }
 	hanging := func(r Request, nth int) (time.Duration, int) {
-		if oneOf(3, r) && nth < 2 {
+		if third(r) && nth < 2 {
 			return 0, 0
 		}
 		return 0, http.StatusOK
 	}
-	return []script{
+	all := []script{
 		{id: "swift-0", sync: true, share: 20, gaps: patient, answer: swift},
 		{id: "swift-stream", sync: true, share: 16, gaps: patient, persist: notifydv1.Persist_PERSIST_STREAM, answer: swift},
 		{id: "swift-ledger", sync: true, share: 16, gaps: patient, persist: notifydv1.Persist_PERSIST_LEDGER, answer: swift},
@@ -66,7 +73,12 @@ func scripts() []script {
 		{id: "broken", share: 1, gaps: patient[:2], answer: broken},
 		{id: "hanging", share: 1, gaps: patient, answer: hanging},
 		{id: paced, share: 6, gaps: patient, limits: &notifydv1.Limits{RatePerSecond: 20, Burst: 1}, answer: swift},
+		{id: narrow, share: 4, gaps: patient, limits: &notifydv1.Limits{MaxInFlight: atOnce}, answer: unhurried},
 	}
+	for _, id := range anywhere() {
+		all = append(all, script{id: id, gaps: patient, answer: swift})
+	}
+	return all
 }
 
 // merchants are the scripts, played.
@@ -83,6 +95,9 @@ func play(tb testing.TB, history *History) []*notifydv1.Merchant {
 	m := &merchants{history: history, nth: map[string]int{}}
 	var out []*notifydv1.Merchant
 	for _, s := range scripts() {
+		if most := s.limits.GetMaxInFlight(); most > 0 {
+			history.Limit(s.id, int(most))
+		}
 		server := httptest.NewServer(m.serve(s))
 		tb.Cleanup(server.CloseClientConnections)
 		tb.Cleanup(server.Close)
@@ -104,6 +119,7 @@ func (m *merchants) serve(s script) http.HandlerFunc {
 			return // the engine died while it was sending: the merchant has not seen a request
 		}
 		seen.Body = sha256.Sum256(body)
+		m.history.Arrived(seen.ID)
 		m.mu.Lock()
 		m.nth[seen.ID]++
 		nth := m.nth[seen.ID]

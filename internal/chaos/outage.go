@@ -64,6 +64,17 @@ func Outages() []Fault {
 			r.NATS[0].Kill()
 			return func() { r.NATS[0].Start(tb) }
 		}},
+		{"nats and nodes: kill -9", func(tb testing.TB, r *Run) func() {
+			tb.Helper()
+			for _, n := range r.Nodes {
+				n.Kill()
+			}
+			r.NATS[0].Kill()
+			return func() {
+				r.NATS[0].Start(tb)
+				r.StartAll(tb)
+			}
+		}},
 		{"nats: paused", func(tb testing.TB, r *Run) func() {
 			tb.Helper()
 			r.NATS[0].Pause(tb)
@@ -76,9 +87,30 @@ func Outages() []Fault {
 		links("nats: refuses", natsLinks, refuse),
 		links("both: cut off", bothLinks, cut),
 		links("both: refuse", bothLinks, refuse),
+		start("start: postgres away", postgresLinks, nil),
+		start("start: postgres away, no settings", postgresLinks, (*Node).forgetSettings),
+		start("start: nats away", natsLinks, nil),
+		start("start: both away", bothLinks, nil),
 		links("one of them: postgres cut off", oneNode(postgresLinks), cut),
 		links("one of them: nats cut off", oneNode(natsLinks), cut),
 	}
+}
+
+// start kills all nodes and starts them without what is behind the links.
+func start(name string, of func(*Run, []*Node) []*scenario.Link, prepare func(*Node)) Fault {
+	away := links(name, of, func(tb testing.TB, l *scenario.Link) { tb.Helper(); l.Refuse(tb) })
+	return Fault{name, func(tb testing.TB, r *Run) func() {
+		tb.Helper()
+		for _, n := range r.Nodes {
+			n.Kill()
+			if prepare != nil {
+				prepare(n)
+			}
+		}
+		heal := away.Hurt(tb, r)
+		r.StartAll(tb)
+		return heal
+	}}
 }
 
 func links(name string, of func(*Run, []*Node) []*scenario.Link, do func(testing.TB, *scenario.Link)) Fault {
@@ -129,7 +161,7 @@ func DiskFull() Fault {
 		r.Disk.Fill(tb)
 		return func() {
 			r.Disk.Free(tb)
-			r.NATS[0].Stop(tb)
+			r.NATS[0].Kill() // one that ran out of space may hang when it is asked to stop
 			r.NATS[0].Start(tb)
 		}
 	}}

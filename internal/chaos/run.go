@@ -7,15 +7,18 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"notifyd/internal/scenario"
 	notifydv1 "notifyd/proto/notifyd/v1"
+	"notifyd/proto/notifyd/v1/notifydv1connect"
 )
 
 // Run is one run: a world under load.
@@ -25,12 +28,13 @@ type Run struct {
 	Seed    uint64
 	Random  *rand.Rand // of what is hurt; for the test's goroutine
 
-	tb      testing.TB
-	cfg     Config
-	load    *load
-	endLoad context.CancelFunc
-	loaded  chan struct{} // closed when the load has ended
-	probes  int
+	tb       testing.TB
+	cfg      Config
+	load     *load
+	endLoad  context.CancelFunc
+	loaded   chan struct{} // closed when the load has ended
+	probes   int
+	watching []jetstream.JetStream // through each NATS server; made when first needed
 	// unanswered are probes that may have been taken: Finish goes on asking.
 	unanswered [][]*notifydv1.Notification
 }
@@ -39,9 +43,9 @@ type Run struct {
 func Begin(tb testing.TB, cfg Config) *Run {
 	tb.Helper()
 	tb.Logf("seed %d", cfg.Seed)
-	r := &Run{World: newWorld(tb, cfg), History: NewHistory(), Seed: cfg.Seed, Random: rand.New(rand.NewPCG(cfg.Seed, 1<<32)), tb: tb, cfg: cfg, loaded: make(chan struct{})}
+	r := &Run{World: NewWorld(tb, cfg), History: NewHistory(), Seed: cfg.Seed, Random: rand.New(rand.NewPCG(cfg.Seed, 1<<32)), tb: tb, cfg: cfg, loaded: make(chan struct{})}
 	settings := play(tb, r.History)
-	r.start(tb)
+	r.StartAll(tb)
 	ctx, cancel := bounded(tb, time.Minute)
 	defer cancel()
 	for _, m := range settings {
@@ -80,7 +84,7 @@ func knows(ctx context.Context, n *Node, merchant string) bool {
 // the time given, with load on it.
 func (r *Run) Hurt(what string, d time.Duration, hurt func(), heal func()) {
 	r.tb.Helper()
-	i := Incident{What: what, From: time.Now()}
+	i := Incident{What: what, From: time.Now(), Blind: r.blinds(what)}
 	hurt()
 	r.Wait(d)
 	heal()
@@ -89,6 +93,12 @@ func (r *Run) Hurt(what string, d time.Duration, hurt func(), heal func()) {
 	i.Normal = r.Normal(r.cfg.Bound)
 	r.tb.Logf("%-40s %6.1fs, normal after %s", what, i.To.Sub(i.From).Seconds(), i.Normal.Round(time.Millisecond))
 	r.History.Hurt(i)
+}
+
+// blinds reports whether nodes cannot know during a fault what was accepted before it: by others, or by themselves before
+// their start.
+func (r *Run) blinds(what string) bool {
+	return (len(r.Nodes) > 1 || strings.HasPrefix(what, "start:")) && (strings.Contains(what, "postgres") || strings.Contains(what, "both"))
 }
 
 // Wait lets the load go on for a while.
@@ -132,27 +142,41 @@ func (r *Run) Normal(limit time.Duration) time.Duration {
 // probe submits a notification of its own to a node until it is accepted, and waits until it is told.
 func (r *Run) probe(n *Node, deadline time.Time) bool {
 	r.tb.Helper()
-	r.probes++
-	draft := &notifydv1.Notification{
-		Source: source, RequestId: fmt.Sprintf("%d-probe-%d", r.Seed, r.probes), MerchantId: scripts()[0].id, Scene: "payout", EventType: "payment.succeeded",
-		OrderId: fmt.Sprintf("probe-%d", r.probes), OrderStatus: "SUCCESS", Terminal: true, Payload: fmt.Sprintf(`{"probe":%d}`, r.probes),
-	}
-	id := idOf(draft)
-	r.History.Submitting(id, draft.MerchantId, sha256.Sum256([]byte(draft.Payload)))
-	accepted := false
+	p := r.newProbe(scripts()[0].id)
 	for time.Now().Before(deadline) {
-		if !accepted {
-			accepted = r.submitProbe(n, draft)
-		}
-		if accepted && r.History.Acknowledged(id) {
+		p.accepted = p.accepted || r.submitProbe(n, p.draft)
+		if p.accepted && r.History.Acknowledged(p.id) {
 			return true
 		}
 		r.Wait(20 * time.Millisecond)
 	}
-	if !accepted {
-		r.unanswered = append(r.unanswered, []*notifydv1.Notification{draft})
-	}
+	r.giveUp(p)
 	return false
+}
+
+// probe is one notification that is watched.
+type probe struct {
+	id       string
+	draft    *notifydv1.Notification
+	accepted bool
+}
+
+func (r *Run) newProbe(merchant string) *probe {
+	r.probes++
+	draft := &notifydv1.Notification{
+		Source: source, RequestId: fmt.Sprintf("%d-probe-%d", r.Seed, r.probes), MerchantId: merchant, Scene: "payout", EventType: "payment.succeeded",
+		OrderId: fmt.Sprintf("probe-%d", r.probes), OrderStatus: "SUCCESS", Terminal: true, Payload: fmt.Sprintf(`{"probe":%d}`, r.probes),
+	}
+	p := &probe{id: idOf(draft), draft: draft}
+	r.History.Submitting(p.id, merchant, sha256.Sum256([]byte(draft.Payload)))
+	return p
+}
+
+// giveUp leaves it to the end of the run to submit a probe that may have been taken.
+func (r *Run) giveUp(p *probe) {
+	if !p.accepted {
+		r.unanswered = append(r.unanswered, []*notifydv1.Notification{p.draft})
+	}
 }
 
 func (r *Run) submitProbe(n *Node, draft *notifydv1.Notification) bool {
@@ -215,6 +239,10 @@ func (r *Run) Prove(ctx context.Context) (*notifydv1.ProveResponse, error) {
 	if to == nil {
 		return nil, errors.New("no node runs")
 	}
+	return prove(ctx, to)
+}
+
+func prove(ctx context.Context, to notifydv1connect.NotificationServiceClient) (*notifydv1.ProveResponse, error) {
 	stream, err := to.Prove(ctx, connect.NewRequest(&notifydv1.ProveRequest{AcceptedBefore: timestamppb.Now()}))
 	if err != nil {
 		return nil, err

@@ -67,8 +67,8 @@ type Node struct {
 	engine *scenario.Engine // nil: it does not run
 }
 
-// newWorld starts everything but the nodes.
-func newWorld(tb testing.TB, cfg Config) *World {
+// NewWorld starts everything but the nodes.
+func NewWorld(tb testing.TB, cfg Config) *World {
 	tb.Helper()
 	w := &World{}
 	dir := scenario.DataDir(tb)
@@ -130,7 +130,8 @@ func (n *Node) Launch(tb testing.TB, args []string, env ...string) *scenario.Eng
 		args = append(quick(), args...)
 	}
 	if n.cfg.Disk > 0 {
-		args = append(args, fmt.Sprintf("--set=async.stream_bytes=%dMiB", n.cfg.Disk/ofDisk>>20))
+		share := fmt.Sprintf("%dMiB", n.cfg.Disk/ofDisk>>20)
+		args = append(args, "--set=async.stream_bytes="+share, "--set=outage.spill_bytes="+share, "--set=outage.reserved_bytes="+share)
 	}
 	binary := n.cfg.Engine.With(env...).Logging(n.dir + ".log")
 	if n.file == "" {
@@ -152,6 +153,9 @@ func (n *Node) Start(tb testing.TB, env ...string) error {
 	}
 	return err
 }
+
+// forgetSettings takes away what the node would start with while Postgres is away.
+func (n *Node) forgetSettings() { _ = os.Remove(filepath.Join(n.dir, "settings.snapshot")) }
 
 // Engine is the node's process; nil: it does not run.
 func (n *Node) Engine() *scenario.Engine {
@@ -188,8 +192,8 @@ func (w *World) Any(random *rand.Rand) notifydv1connect.NotificationServiceClien
 	return nil
 }
 
-// start starts all nodes, one after another.
-func (w *World) start(tb testing.TB) {
+// StartAll starts the nodes that do not run, one after another.
+func (w *World) StartAll(tb testing.TB) {
 	tb.Helper()
 	for _, n := range w.Nodes {
 		if n.Engine() != nil {

@@ -28,11 +28,30 @@ func BuildNATS(ctx context.Context, dir string) (*NATSBinary, error) {
 // NATS is a NATS server with JetStream as a process. It keeps its port and its folder over every end of the process.
 type NATS struct {
 	*process
-	port string
-	disk *Disk
-	path string
-	args []string
-	log  string // a file beside its folder
+	Name string
+
+	port   string
+	disk   *Disk
+	path   string
+	args   []string
+	log    string  // a file beside its folder
+	routes []*Link // between it and each other server of its cluster, both ways
+}
+
+// Isolate cuts a server of a cluster off from the others, and from them alone; Rejoin ends it.
+func (n *NATS) Isolate(tb testing.TB) {
+	tb.Helper()
+	for _, l := range n.routes {
+		l.Cut(tb)
+	}
+}
+
+// Rejoin lets the server talk to the others again.
+func (n *NATS) Rejoin(tb testing.TB) {
+	tb.Helper()
+	for _, l := range n.routes {
+		l.Pass(tb)
+	}
 }
 
 // Start runs a server that stands alone. disk may be nil: then the folder is an ordinary one.
@@ -47,7 +66,7 @@ func (b *NATSBinary) Start(tb testing.TB, dir string, disk *Disk) *NATS {
 func (b *NATSBinary) server(tb testing.TB, name, dir string) *NATS {
 	tb.Helper()
 	port := strconv.Itoa(FreePort(tb))
-	return &NATS{path: b.path, port: port, log: logFile(dir), args: []string{"-name=" + name, "-port=" + port, "-store=" + dir, "-user=" + NATSUser, "-password=" + NATSPassword}}
+	return &NATS{Name: name, path: b.path, port: port, log: logFile(dir), args: []string{"-name=" + name, "-port=" + port, "-store=" + dir, "-user=" + NATSUser, "-password=" + NATSPassword}}
 }
 
 // logFile stands beside a folder; empty where there is nothing beside it that the test sees.
@@ -99,17 +118,25 @@ func (n *NATS) Connect(tb testing.TB) jetstream.JetStream {
 // Cluster runs n servers that keep copies of each other's streams, and returns when a stream with n copies works.
 func (b *NATSBinary) Cluster(tb testing.TB, dir string, n int) []*NATS {
 	tb.Helper()
-	var routes []string
-	servers := make([]*NATS, n)
+	servers, ports := make([]*NATS, n), make([]string, n)
 	for i := range servers {
 		name := fmt.Sprintf("natsd-%d", i)
 		servers[i] = b.server(tb, name, filepath.Join(dir, name))
-		port := strconv.Itoa(FreePort(tb))
-		servers[i].args = append(servers[i].args, "-cluster-port="+port)
-		routes = append(routes, net.JoinHostPort("127.0.0.1", port))
+		ports[i] = strconv.Itoa(FreePort(tb))
+	}
+	for i, s := range servers {
+		var routes []string // each of a pair reaches the other through a link of its own
+		for j, other := range servers {
+			if i == j {
+				continue
+			}
+			l := NewLink(tb, net.JoinHostPort("127.0.0.1", ports[j]))
+			s.routes, other.routes = append(s.routes, l), append(other.routes, l)
+			routes = append(routes, l.Addr())
+		}
+		s.args = append(s.args, "-cluster-port="+ports[i], "-routes="+strings.Join(routes, ","))
 	}
 	for _, s := range servers {
-		s.args = append(s.args, "-routes="+strings.Join(routes, ","))
 		s.launch(tb)
 	}
 	for _, s := range servers {
@@ -148,4 +175,18 @@ func keepsCopies(tb testing.TB, js jetstream.JetStream, n int) error {
 		}
 	}
 	return js.DeleteStream(ctx, name)
+}
+
+// Leader is the server that leads a stream; nil: none does just now.
+func Leader(ctx context.Context, js jetstream.JetStream, servers []*NATS, stream string) *NATS {
+	found, err := js.Stream(ctx, stream)
+	if err != nil || found.CachedInfo().Cluster == nil {
+		return nil
+	}
+	for _, s := range servers {
+		if s.Name == found.CachedInfo().Cluster.Leader {
+			return s
+		}
+	}
+	return nil
 }

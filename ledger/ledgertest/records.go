@@ -66,6 +66,36 @@ func reserveAnswers(f *fixture) {
 	})
 }
 
+// reserveOverMidnight: accepted in the last moment of a day, submitted again in the next one: one row, in the first's
+// partition, whichever copy makes it and whatever day that one says.
+func reserveOverMidnight(f *fixture) {
+	midnight := Start.Truncate(24 * time.Hour).Add(24 * time.Hour)
+	f.clock.advance(midnight.Add(-100 * time.Millisecond).Sub(Start))
+	for i, claims := range []bool{true, false} {
+		first := Plain(i, midnight.Add(-100*time.Millisecond))
+		f.reserve(first)
+		f.clock.advance(200 * time.Millisecond)
+		again := Plain(i, midnight.Add(100*time.Millisecond))
+		reserved, err := f.Reserve(f.Context(), []ledger.Reservation{{ID: again.ID, Digest: again.Digest, AcceptedAt: again.AcceptedAt}})
+		f.must(err)
+		f.same("submitted again", reserved, []ledger.Reserved{{Digest: first.Digest, AcceptedAt: first.AcceptedAt}})
+
+		until := midnight.Add(time.Minute)
+		if claims {
+			f.verdict("the second copy", claimBy("run", again, until), ledger.ClaimGranted)
+			f.verdict("the first copy", claimBy("run", first, until), ledger.ClaimBusy)
+		}
+		tried := Tried(again, midnight.Add(time.Second), midnight.Add(time.Hour))
+		f.record(ledger.Record{Notification: tried, New: true, Unreserved: true, Attempts: []notification.Attempt{BareAttempt(again, 1)}})
+		f.verdict("the first copy, after an attempt of the second", claimBy("run", first, until), ledger.ClaimStale)
+		f.same("accepted", f.find(first.ID).AcceptedAt, first.AcceptedAt)
+		f.clock.advance(-200 * time.Millisecond)
+	}
+	list, _, err := f.List(f.Context(), ledger.Filter{}, 10, ledger.Cursor{})
+	f.must(err)
+	f.same("rows", len(list), 2)
+}
+
 func recordRoundTrip(f *fixture) {
 	full, plain := Full(1, Start), Plain(2, Start.Add(-26*time.Hour))
 	withBody := BareAttempt(plain, 1)

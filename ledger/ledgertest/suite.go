@@ -62,6 +62,7 @@ func Run(t *testing.T, open Open) {
 	}{
 		{"reserve: one of a hundred is fresh", reserveRace},
 		{"reserve: the first one's answer", reserveAnswers},
+		{"reserve: again after midnight", reserveOverMidnight},
 		{"record: what goes in comes out", recordRoundTrip},
 		{"record: newest wins in any order", recordMonotone},
 		{"record: final stays final in its generation", recordFinal},

@@ -34,10 +34,14 @@ func main() {
 	}
 }
 
+// nowhere is an address where nobody listens.
+const nowhere = "127.0.0.1:1"
+
 func run(opts *server.Options, routes string) error {
 	if opts.Cluster.Port != 0 {
 		// Clients use the addresses that they were given: a link may stand before each.
 		opts.Cluster.Name, opts.Cluster.Host, opts.Cluster.NoAdvertise = "scenario", "127.0.0.1", true
+		opts.Cluster.Advertise = nowhere // the others know their routes, and shall not find one around its link
 		for route := range strings.SplitSeq(routes, ",") {
 			opts.Routes = append(opts.Routes, &url.URL{Scheme: "nats", Host: route})
 		}
