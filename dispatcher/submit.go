@@ -10,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 	"go.uber.org/zap"
 
+	"notifyd/async"
 	"notifyd/ledger"
 	"notifyd/merchant"
 	"notifyd/notification"
@@ -299,7 +300,12 @@ func (d *Dispatcher) enterAsync(ctx context.Context, s *submission, w notificati
 			accepted(err)
 			return
 		}
-		d.async.Accept(w, accepted)
+		d.async.Accept(w, func(err error) {
+			if errors.Is(err, async.ErrFull) { // the row stands for it, and its due time brings it: refused it would be sent nevertheless
+				err = nil
+			}
+			accepted(err)
+		})
 	})
 }
 

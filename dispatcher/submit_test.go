@@ -564,3 +564,18 @@ func TestReservedElsewhere(t *testing.T) {
 		}
 	})
 }
+
+// A full stream does not refuse what a row stands for: it would be sent nevertheless.
+func TestFullStreamBehindARow(t *testing.T) {
+	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+		w.merchant(&merchant.Merchant{ID: "m", Persist: notification.PersistLedger})
+		w.shards.fail = fmt.Errorf("publish to notify.3: %w", async.ErrFull)
+		res, err := w.submitOne(t.Context(), payment("a"))
+		if err != nil || res.State != notifydv1.State_STATE_ACCEPTED {
+			t.Fatalf("%v, %v", res, err)
+		}
+		if n, _ := w.row(t, idOf(t, res.Id)); n.NextAt.IsZero() {
+			t.Errorf("row %+v", n.Progress)
+		}
+	})
+}

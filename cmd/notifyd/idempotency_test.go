@@ -105,6 +105,15 @@ func (p *pair) untilTold(ids ...string) {
 	}
 }
 
+// untilRecorded waits until the ledger knows that an id was delivered, as another node than its sender sees it.
+func (p *pair) untilRecorded(node int, id string) {
+	p.t.Helper()
+	scenario.Within(p.t, 60*time.Second, id+" is delivered", func() bool {
+		res, err := p.Nodes[node].Engine().Notifications.GetNotification(p.ctx, connect.NewRequest(&notifydv1.GetNotificationRequest{Id: id}))
+		return err == nil && res.Msg.Notification.State == notifydv1.State_STATE_DELIVERED
+	})
+}
+
 // settled waits until nothing is on its way any more, copies included.
 func (p *pair) settled() {
 	p.t.Helper()
@@ -278,7 +287,7 @@ func (p *pair) cutShort() {
 			}
 			res, err := p.try(0, n)
 			p.t.Logf("%s for %s is answered %v, %v", fault, merchant, res.GetState(), err)
-			p.untilTold(p.again(1, n).Id) // before the next kill: what that one interrupts may be repeated
+			p.untilRecorded(1, p.again(1, n).Id) // before the next kill: what that one interrupts may be repeated
 			p.refusesOther(1, n)
 		}
 	}

@@ -61,20 +61,26 @@ func (e *engine) adoptSettings(s stores, cause error) {
 	}
 }
 
-// saveEvery is how long a change of settings may be missing in the file.
-const saveEvery = 2 * time.Second
+const (
+	// saveEvery bounds how often the settings are written while they change and change.
+	saveEvery = 2 * time.Second
+	// saveLook is the time between two looks whether they have changed.
+	saveLook = 100 * time.Millisecond
+)
 
 // saveSettings keeps the file up to date until ctx ends.
 func (e *engine) saveSettings(ctx context.Context, s stores, l *lanes) error {
-	tick := time.NewTicker(saveEvery)
+	tick := time.NewTicker(saveLook)
 	defer tick.Stop()
 	type versions struct{ merchants, sources int64 }
 	var saved versions
+	var last time.Time
 	save := func(ctx context.Context) {
 		have := versions{l.merchants.Version(), l.sources.Version()}
 		if have == saved || s.pgAway.Away() {
 			return
 		}
+		last = time.Now()
 		if err := s.memory.SaveSettings(ctx, e.settingsFile()); err != nil {
 			e.log.Warn("settings are not kept for a start without postgres; it is tried again", zap.Error(err))
 			return
@@ -87,7 +93,9 @@ func (e *engine) saveSettings(ctx context.Context, s stores, l *lanes) error {
 			save(context.WithoutCancel(ctx))
 			return nil
 		case <-tick.C:
-			save(ctx)
+			if time.Since(last) >= saveEvery {
+				save(ctx)
+			}
 		}
 	}
 }
