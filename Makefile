@@ -30,7 +30,7 @@ NEED_LINT      := $(STAMPS)/golangci-lint-$(GOLANGCI_LINT) $(STAMPS)/buf-$(BUF) 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup build run test lint generate check-generated fuzz bench search chaos soak vuln measure clean
+.PHONY: help setup build run test lint generate check-generated fuzz bench search chaos races soak vuln measure clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ search: ## fill a ledger with millions of notifications and measure its queries;
 
 chaos: $(NEED_POSTGRES) ## kill the engine at random and at every named point, and check that nothing is lost; ARGS="--kills 100 --seed 7 --out table.md"
 	go test -count=1 -v -timeout 3h ./internal/chaos -run '^Test(Kills|CrashPoints|Loss)$$' -args --kills 100 $(ARGS)
+
+races: $(NEED_POSTGRES) ## cancel, resend, late acknowledgement, sweep and redelivery at once on one id, over two nodes; ARGS="-races 1000"
+	go test -count=1 -v -timeout 3h ./cmd/notifyd -run '^TestRacesOnOneIDOverTwoNodes$$' -args -races 200 $(ARGS)
 
 soak: $(NEED_POSTGRES) ## steady load with a random fault every 20 s; ARGS="--for 10m --seed 7"; or each outage: ARGS="--for 0 --outages 60s"; or too much: ARGS="--for 0 --overload 2m"
 	go test -count=1 -v -timeout 24h ./internal/chaos -run '^Test(Soak|Outages|Overload)$$' -args --for 10m $(ARGS)

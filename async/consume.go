@@ -241,7 +241,12 @@ func (l *Lane) takeUp(ctx context.Context, m *message, w notification.Work, row 
 	case row.Resting && w.SecondCopy && !redelivered: // another message has brought it to its own queue, and knows what was before
 		settled(nil)
 	case row.Attempts > w.Attempts && !row.Resting: // its attempt is on record; only its next one may not be scheduled
-		if row.State.Final() || row.NextAt.IsZero() {
+		switch {
+		case row.State.Final() && row.Generation == w.Generation: // an operator's resend, of which an interrupted attempt may be all that is on record
+			w.Notification, w.HasRow, w.Claim, w.OnlyLapsed = row, true, true, true
+			l.offer(ctx, m, w, settled)
+			return
+		case row.State.Final(), row.NextAt.IsZero():
 			settled(nil)
 			return
 		}

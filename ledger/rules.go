@@ -96,7 +96,9 @@ func verdict(stored notification.Progress, claim claimed, c Claim, now time.Time
 		return ClaimBehind
 	case stored.State.Final() && (!c.AllowFinal || stored.State != notification.StateDelivered):
 		return ClaimStale
-	case claim.held && claim.of(c.By): // nobody else had it since
+	case c.OnlyLapsed && claim.until.IsZero():
+		return ClaimStale
+	case claim.held && claim.of(c.By) && !c.OnlyLapsed: // nobody else had it since
 		return ClaimGranted
 	case claim.live(now, gone):
 		return ClaimBusy

@@ -59,6 +59,8 @@ type Claim struct {
 	By         string    // the claimer: a node's run
 	Until      time.Time // when the claim lapses if no record comes
 	AllowFinal bool      // a resend of a delivered one
+	// OnlyLapsed grants only where an earlier claim has lapsed: without one the attempt that was asked for is on record.
+	OnlyLapsed bool
 	// Notification is what a row is made of where there is none, claimed from the start: of two copies without a row one
 	// wins. Nil, or one that Postgres refuses: the verdict is ClaimNoRow.
 	Notification *notification.Notification

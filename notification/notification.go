@@ -114,6 +114,8 @@ type Work struct {
 	// Claim says that the ledger must grant this attempt: the work was retried, re-injected, resent or redelivered,
 	// so another copy may exist and somebody may have canceled it meanwhile.
 	Claim bool
+	// OnlyLapsed says that the row has moved on since this work was stored: it goes on only where a claim has lapsed.
+	OnlyLapsed bool
 	// Interrupted says that an attempt may have been made of which nothing is on record: the engine died with it in hand.
 	Interrupted bool
 	// HasRow says that the ledger has a row of this notification already.

@@ -48,6 +48,9 @@ func (l *Ledger) Claim(ctx context.Context, c ledger.Claim) (ledger.ClaimVerdict
 	if before, ok := l.recent.get(c.ID); ok && before.Known.Generation > 0 && isStale(before.Known, c) {
 		return ledger.ClaimStale, time.Time{}, nil
 	}
+	if c.OnlyLapsed { // nobody can tell
+		return ledger.ClaimStale, time.Time{}, nil
+	}
 	return ledger.ClaimGranted, c.Until, nil
 }
 

@@ -105,7 +105,7 @@ func (r *Run) NATSAway(n *Node) {
 func (r *Run) told(n *Node, merchant string) *probe {
 	r.tb.Helper()
 	p := r.newProbe(merchant)
-	for merchant == "flaky" && !third(Request{Body: r.History.submitted[p.id].Body}) {
+	for merchant == "flaky" && !third(Request{Body: r.History.Body(p.id)}) {
 		p = r.newProbe(merchant)
 	}
 	began := time.Now()
@@ -121,7 +121,7 @@ func (r *Run) InHand(n *Node) {
 	r.tb.Helper()
 	for range 3 {
 		p := r.newProbe("hanging")
-		for !third(Request{Body: r.History.submitted[p.id].Body}) {
+		for !third(Request{Body: r.History.Body(p.id)}) {
 			p = r.newProbe("hanging")
 		}
 		r.within("a submission is accepted", func() bool { return r.submitProbe(n, p.draft) })

@@ -82,6 +82,13 @@ func (h *History) Submitting(id, merchant string, body Digest) {
 	h.submitted[id] = &Submitted{ID: id, Merchant: merchant, Body: body}
 }
 
+// Body is what was submitted under an id.
+func (h *History) Body(id string) Digest {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.submitted[id].Body
+}
+
 // Accepted is told of each answer of acceptance, and when it was asked for.
 func (h *History) Accepted(res *notifydv1.SubmitResponse, asked time.Time) {
 	h.mu.Lock()

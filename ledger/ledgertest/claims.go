@@ -48,7 +48,14 @@ func claimVerdicts(f *fixture) {
 	expect("delivered", claimOf(delivered, until), ledger.ClaimStale, time.Time{})
 	allowed := claimOf(delivered, until)
 	allowed.AllowFinal = true
+	resumed := allowed
+	resumed.OnlyLapsed = true
+	expect("delivered, its resend on record", resumed, ledger.ClaimStale, time.Time{})
 	expect("delivered, resent", allowed, ledger.ClaimGranted, until)
+	expect("delivered, its resend under way", resumed, ledger.ClaimBusy, until)
+	f.clock.advance(20 * time.Minute)
+	resumed.Until = until.Add(time.Hour)
+	expect("delivered, its resend lapsed", resumed, ledger.ClaimGrantedAfterLapse, resumed.Until)
 
 	dead := f.accept(With(Plain(2, Start), func(p *notification.Progress) {
 		p.Settle(notification.StateDead, notification.ReasonGone, notification.SettledByMerchant, Start)

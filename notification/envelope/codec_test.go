@@ -54,7 +54,7 @@ func TestEveryFieldSurvives(t *testing.T) {
 	var w notification.Work
 	var seed int64
 	fill(reflect.ValueOf(&w).Elem(), &seed)
-	w.Claim, w.HasRow, w.FromLedger = false, false, false // where the work came from says these, not the message
+	w.Claim, w.HasRow, w.FromLedger, w.OnlyLapsed = false, false, false, false // where the work came from says these, not the message
 	data, err := envelope.Encode([]notification.Work{w, w})
 	if err != nil {
 		t.Fatal(err)
