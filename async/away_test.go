@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"notifyd/internal/embedded/natsserver"
+	"notifyd/internal/scenario"
 	"notifyd/ledger"
 	"notifyd/notification"
 	"notifyd/notification/envelope"
@@ -94,24 +95,24 @@ func TestWithoutNATSTheLedgerFeedsTheLane(t *testing.T) {
 	n.owe(t, works...)
 	held := n.work("held", "paused")
 	n.owe(t, held)
-	within(t, 10*time.Second, "all are sent from the ledger", func() bool { return n.count() == 300 })
+	scenario.Within(t, 10*time.Second, "all are sent from the ledger", func() bool { return n.count() == 300 })
 	for _, s := range n.all() {
 		if !s.claimed || s.interrupted {
 			t.Fatalf("%+v", s)
 		}
 	}
-	within(t, 5*time.Second, "the held one is back in the ledger", func() bool {
+	scenario.Within(t, 5*time.Second, "the held one is back in the ledger", func() bool {
 		row, _ := n.row(t, held)
 		return row.State == notification.StateHeld && !row.Resting && time.Until(row.NextAt) > 2*time.Second && time.Until(row.NextAt) < 6*time.Second
 	})
 	once(t, n, works)
 
 	n.shut("")
-	within(t, 10*time.Second, "the held one is sent when its merchant is resumed", func() bool { return n.count() == 301 })
+	scenario.Within(t, 10*time.Second, "the held one is sent when its merchant is resumed", func() bool { return n.count() == 301 })
 	start()
-	within(t, 10*time.Second, "the streams are made", func() bool { return isClosed(l.ready) })
+	scenario.Within(t, 10*time.Second, "the streams are made", func() bool { return isClosed(l.ready) })
 	accept(t, l, n.work("through NATS", "k0"))
-	within(t, 10*time.Second, "it is delivered", func() bool { return n.count() == 302 })
+	scenario.Within(t, 10*time.Second, "it is delivered", func() bool { return n.count() == 302 })
 	if got := n.all()[301]; got.claimed {
 		t.Errorf("%+v", got)
 	}
@@ -126,7 +127,7 @@ func TestWithoutNATSARestingKeyGoesOn(t *testing.T) {
 	run(t, l, time.Second)
 	n.shut(notification.ReasonMerchantPaused)
 	accept(t, l, n.work("rests", "k"))
-	within(t, 5*time.Second, "it rests", func() bool { return l.isResting("k") && n.stored(t, envelope.MerchantStream).Msgs == 1 })
+	scenario.Within(t, 5*time.Second, "it rests", func() bool { return l.isResting("k") && n.stored(t, envelope.MerchantStream).Msgs == 1 })
 	n.mu.Lock()
 	n.gate = nil
 	release := make(chan struct{})
@@ -137,7 +138,7 @@ func TestWithoutNATSARestingKeyGoesOn(t *testing.T) {
 		n.owe(t, n.work(strconv.Itoa(i), "k"))
 	}
 	isAway.Store(true)
-	within(t, 5*time.Second, "one is sent, the others are back", func() bool {
+	scenario.Within(t, 5*time.Second, "one is sent, the others are back", func() bool {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		return len(n.sent) >= 1 && len(n.putBack) >= 19
@@ -197,7 +198,7 @@ func TestFull(t *testing.T) {
 	if !errors.Is(err, ErrFull) || !l.Full() {
 		t.Fatalf("%v, full: %v", err, l.Full())
 	}
-	within(t, 5*fullFor, "it is tried again", func() bool { return !l.Full() })
+	scenario.Within(t, 5*fullFor, "it is tried again", func() bool { return !l.Full() })
 	if err := big("again"); !errors.Is(err, ErrFull) || !l.Full() {
 		t.Fatalf("%v, full: %v", err, l.Full())
 	}
@@ -225,7 +226,7 @@ func TestPanicsAreContained(t *testing.T) {
 	n.publish(t, envelope.NotifySubject(0), poison, good)
 	l := n.laneWith(t, func(p *Parts) { p.Delayer, p.Crashed = panics{n.engine}, true })
 	run(t, l, time.Second)
-	within(t, 5*time.Second, "the message is done with", func() bool { return n.empty(t, envelope.NotifyStream) && n.table.Len() == 0 })
+	scenario.Within(t, 5*time.Second, "the message is done with", func() bool { return n.empty(t, envelope.NotifyStream) && n.table.Len() == 0 })
 	if got := n.names(); len(got) != 1 || got[0] != "good" {
 		t.Errorf("sent %q", got)
 	}
@@ -253,5 +254,5 @@ func TestOwnQueueBehindWhatStays(t *testing.T) {
 		n.publishRaw(t, envelope.UndecodableSubject, []byte("?"))
 	}
 	run(t, l, time.Second)
-	within(t, 10*time.Second, "both are delivered, and the key returns to the shards", func() bool { return n.count() == 2 && !l.isResting("k") })
+	scenario.Within(t, 10*time.Second, "both are delivered, and the key returns to the shards", func() bool { return n.count() == 2 && !l.isResting("k") })
 }

@@ -20,22 +20,6 @@ import (
 
 func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
 
-// within waits until something holds.
-func within(t *testing.T, limit time.Duration, what string, holds func() bool) {
-	t.Helper()
-	end := time.NewTimer(limit)
-	defer end.Stop()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-end.C:
-			t.Fatalf("not within %s: %s", limit, what)
-		}
-	}
-}
-
 // staysFor checks that something holds for a while.
 func staysFor(t *testing.T, span time.Duration, what string, holds func() bool) {
 	t.Helper()

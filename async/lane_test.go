@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"notifyd/internal/scenario"
 	"notifyd/ledger"
 	"notifyd/notification"
 	"notifyd/notification/envelope"
@@ -42,7 +43,7 @@ func TestEnvelopesGroupCommit(t *testing.T) {
 		}
 	}
 	run(t, l, time.Second)
-	within(t, 10*time.Second, "all are delivered and acknowledged", func() bool { return n.count() == len(works) && n.empty(t, envelope.NotifyStream) })
+	scenario.Within(t, 10*time.Second, "all are delivered and acknowledged", func() bool { return n.count() == len(works) && n.empty(t, envelope.NotifyStream) })
 }
 
 // A full stream is an error that can be told from others; what was stored stays (P10).
@@ -64,7 +65,7 @@ func TestFullStreamIsErrFull(t *testing.T) {
 		t.Fatalf("after %d: %v, want %v", stored, refused, ErrFull)
 	}
 	run(t, l, time.Second)
-	within(t, 10*time.Second, "what was stored is delivered", func() bool { return n.count() == stored && n.empty(t, envelope.NotifyStream) })
+	scenario.Within(t, 10*time.Second, "what was stored is delivered", func() bool { return n.count() == stored && n.empty(t, envelope.NotifyStream) })
 	accept(t, l, n.work("there is room again", "k"))
 }
 
@@ -77,7 +78,7 @@ func TestEnvelopeOutlivesTheLane(t *testing.T) {
 	first := n.lane(t, false)
 	n.publish(t, envelope.NotifySubject(0), settled, lost)
 	stop := run(t, first, 500*time.Millisecond)
-	within(t, 5*time.Second, "both are sent", func() bool { return n.count() == 2 })
+	scenario.Within(t, 5*time.Second, "both are sent", func() bool { return n.count() == 2 })
 	staysFor(t, 2500*time.Millisecond, "the message is stored and not handed out again", func() bool { return !n.empty(t, envelope.NotifyStream) && n.count() == 2 })
 	stop()
 	if _, attempts := n.row(t, settled); len(attempts) != 1 {
@@ -93,7 +94,7 @@ func TestEnvelopeOutlivesTheLane(t *testing.T) {
 	again := around(t, n.js)
 	again.engine = n.engine
 	run(t, again.lane(t, false), time.Second)
-	within(t, 10*time.Second, "the message is acknowledged", func() bool { return n.empty(t, envelope.NotifyStream) })
+	scenario.Within(t, 10*time.Second, "the message is acknowledged", func() bool { return n.empty(t, envelope.NotifyStream) })
 	want := []sent{{name: "settled"}, {name: "lost"}, {name: "lost", interrupted: true, claimed: true}}
 	got := n.all()
 	slices.SortStableFunc(got[:2], func(a, b sent) int { return -1 * map[bool]int{true: 1, false: -1}[a.name > b.name] })
@@ -110,7 +111,7 @@ func TestAfterACrashEverythingIsLookedUp(t *testing.T) {
 	l := n.lane(t, true)
 	run(t, l, time.Second)
 	accept(t, l, n.work("accepted since", "a"))
-	within(t, 5*time.Second, "both are sent", func() bool { return n.count() == 2 })
+	scenario.Within(t, 5*time.Second, "both are sent", func() bool { return n.count() == 2 })
 	for _, s := range n.all() {
 		if s.interrupted != (s.name == old.RequestID) {
 			t.Errorf("%+v", s)
@@ -131,7 +132,7 @@ func TestRedeliveredRetryingIsScheduledAgain(t *testing.T) {
 	}
 	accept(t, n.lane(t, false), w)
 	run(t, n.lane(t, true), time.Second)
-	within(t, 5*time.Second, "the message is acknowledged", func() bool { return n.empty(t, envelope.NotifyStream) })
+	scenario.Within(t, 5*time.Second, "the message is acknowledged", func() bool { return n.empty(t, envelope.NotifyStream) })
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if len(n.sent) != 0 || len(n.delayed) != 1 || n.delayed[0].Attempts != 1 || !n.delayed[0].NextAt.Equal(after.NextAt) {
@@ -149,7 +150,7 @@ func TestRedeliveredWaitsForTheLedger(t *testing.T) {
 	n.mu.Lock()
 	n.failFind = nil
 	n.mu.Unlock()
-	within(t, 5*time.Second, "it is sent", func() bool { return n.count() == 1 && n.empty(t, envelope.NotifyStream) })
+	scenario.Within(t, 5*time.Second, "it is sent", func() bool { return n.count() == 1 && n.empty(t, envelope.NotifyStream) })
 }
 
 // A message that cannot be read is set aside for good, and its neighbours feel nothing.
@@ -162,7 +163,7 @@ func TestUndecodableIsTerminated(t *testing.T) {
 			n.publishRaw(t, envelope.NotifySubject(3), data)
 			n.publish(t, envelope.NotifySubject(3), n.work("after", "a"))
 			run(t, l, time.Second)
-			within(t, 5*time.Second, "both neighbours are delivered, nothing stays", func() bool { return n.count() == 2 && n.empty(t, envelope.NotifyStream) })
+			scenario.Within(t, 5*time.Second, "both neighbours are delivered, nothing stays", func() bool { return n.count() == 2 && n.empty(t, envelope.NotifyStream) })
 		})
 	}
 }
@@ -176,12 +177,12 @@ func TestSecondCopies(t *testing.T) {
 
 	told := n.work("delivered before", "a")
 	accept(t, l, told)
-	within(t, 5*time.Second, "the first copy is on record", func() bool { _, _, err := n.Find(t.Context(), told.ID); return err == nil })
+	scenario.Within(t, 5*time.Second, "the first copy is on record", func() bool { _, _, err := n.Find(t.Context(), told.ID); return err == nil })
 	accept(t, l, second(told))
 
 	accept(t, l, second(n.work("without a publish", "b")))
 
-	within(t, 20*time.Second, "what was not published is sent", func() bool { return slices.Contains(n.names(), "without a publish") })
+	scenario.Within(t, 20*time.Second, "what was not published is sent", func() bool { return slices.Contains(n.names(), "without a publish") })
 
 	release := make(chan struct{})
 	n.mu.Lock()
@@ -193,11 +194,11 @@ func TestSecondCopies(t *testing.T) {
 	n.mu.Unlock()
 	inHand := n.work("in hand", "c")
 	accept(t, l, inHand)
-	within(t, 5*time.Second, "it is being sent", func() bool { return slices.Contains(n.names(), "in hand") })
+	scenario.Within(t, 5*time.Second, "it is being sent", func() bool { return slices.Contains(n.names(), "in hand") })
 	accept(t, l, second(inHand))
 	staysFor(t, 200*time.Millisecond, "its copy is not sent beside it", func() bool { return n.count() == 3 })
 	close(release)
-	within(t, 10*time.Second, "all are acknowledged", func() bool { return n.empty(t, envelope.NotifyStream) })
+	scenario.Within(t, 10*time.Second, "all are acknowledged", func() bool { return n.empty(t, envelope.NotifyStream) })
 	if got := n.names(); len(got) != 3 {
 		t.Errorf("sent %q", got)
 	}
@@ -220,10 +221,10 @@ func TestInHandIsBounded(t *testing.T) {
 		running.Add(-1)
 	}
 	run(t, l, time.Second)
-	within(t, 5*time.Second, "the room is full", func() bool { return n.table.Len() == 6 })
+	scenario.Within(t, 5*time.Second, "the room is full", func() bool { return n.table.Len() == 6 })
 	staysFor(t, 300*time.Millisecond, "no more is taken in hand", func() bool { return n.table.Len() <= 6 })
 	close(release)
-	within(t, 20*time.Second, "all are delivered once", func() bool { return n.count() == total && n.empty(t, envelope.NotifyStream) })
+	scenario.Within(t, 20*time.Second, "all are delivered once", func() bool { return n.count() == total && n.empty(t, envelope.NotifyStream) })
 	if most.Load() > 6 {
 		t.Errorf("%d at once", most.Load())
 	}
@@ -256,9 +257,9 @@ func TestSlowMerchantHurtsOnlyItself(t *testing.T) {
 		}
 		return c
 	}
-	within(t, 5*time.Second, "the quick merchant has all of its own", func() bool { return quick() == 30 })
+	scenario.Within(t, 5*time.Second, "the quick merchant has all of its own", func() bool { return quick() == 30 })
 	close(release)
-	within(t, 10*time.Second, "the slow one too", func() bool {
+	scenario.Within(t, 10*time.Second, "the slow one too", func() bool {
 		return n.count() == 60 && n.empty(t, envelope.NotifyStream) && n.empty(t, envelope.MerchantStream)
 	})
 	if most.Load() > 3 {

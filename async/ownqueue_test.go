@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"notifyd/internal/embedded/natsserver"
+	"notifyd/internal/scenario"
 	"notifyd/notification"
 	"notifyd/notification/envelope"
 )
@@ -47,7 +48,7 @@ func (n *node) inOwnQueue(t *testing.T, key string) []string {
 // wakeUntil asks again and again, as somebody who resumes merchant k would, until something holds.
 func wakeUntil(t *testing.T, l *Lane, what string, holds func() bool) {
 	t.Helper()
-	within(t, 10*time.Second, what, func() bool { l.Wake("k"); return holds() })
+	scenario.Within(t, 10*time.Second, what, func() bool { l.Wake("k"); return holds() })
 }
 
 // A merchant that is deferred gets its own queue; its rows say why it waits and that it rests. When the gate opens, the
@@ -63,7 +64,7 @@ func TestDeferredMovesDrainsAndReturns(t *testing.T) {
 		works = append(works, n.work(strconv.Itoa(i), "k"))
 	}
 	accept(t, l, works...)
-	within(t, 10*time.Second, "all rest in the own queue, and their envelopes are acknowledged", func() bool {
+	scenario.Within(t, 10*time.Second, "all rest in the own queue, and their envelopes are acknowledged", func() bool {
 		return n.stored(t, envelope.MerchantStream).Msgs == 100 && n.empty(t, envelope.NotifyStream)
 	})
 	if n.count() != 0 || n.table.Len() > 1 {
@@ -84,7 +85,7 @@ func TestDeferredMovesDrainsAndReturns(t *testing.T) {
 	}
 	before := n.stored(t, envelope.MerchantStream).LastSeq
 	accept(t, l, n.work("after", "k"))
-	within(t, 5*time.Second, "one that comes later is delivered", func() bool { return n.count() == 101 })
+	scenario.Within(t, 5*time.Second, "one that comes later is delivered", func() bool { return n.count() == 101 })
 	if after := n.stored(t, envelope.MerchantStream).LastSeq; after != before {
 		t.Errorf("it took the way over the own queue")
 	}
@@ -111,7 +112,7 @@ func TestDrainAsksOnceAndWaits(t *testing.T) {
 	for i := range 50 {
 		accept(t, l, n.work(strconv.Itoa(i), "k"))
 	}
-	within(t, 5*time.Second, "all rest", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 50 })
+	scenario.Within(t, 5*time.Second, "all rest", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 50 })
 	mu.Lock()
 	before := asked
 	mu.Unlock()
@@ -120,7 +121,7 @@ func TestDrainAsksOnceAndWaits(t *testing.T) {
 		t.Errorf("asked %d times for 50", before)
 	}
 	n.shut("")
-	within(t, 10*time.Second, "all are delivered", func() bool { return n.count() == 50 && n.empty(t, envelope.MerchantStream) })
+	scenario.Within(t, 10*time.Second, "all are delivered", func() bool { return n.count() == 50 && n.empty(t, envelope.MerchantStream) })
 }
 
 // What piles up in process moves to the own queue and is delivered from there: nothing waits for long, nothing is lost.
@@ -136,7 +137,7 @@ func TestBacklogGoesThroughTheOwnQueue(t *testing.T) {
 		works = append(works, n.work(strconv.Itoa(i), "k"))
 	}
 	accept(t, l, works...)
-	within(t, 20*time.Second, "all are delivered", func() bool {
+	scenario.Within(t, 20*time.Second, "all are delivered", func() bool {
 		return n.count() == 150 && n.empty(t, envelope.MerchantStream) && n.empty(t, envelope.NotifyStream)
 	})
 	if n.stored(t, envelope.MerchantStream).LastSeq == before {
@@ -196,11 +197,11 @@ func TestArrivalsAgainstTheDrain(t *testing.T) {
 		arriving.Wait()
 		if round%3 == 2 { // let it run empty, so that the return to the shards races with the next round's first arrivals
 			n.shut("")
-			within(t, 20*time.Second, "the round is delivered", func() bool { return n.count() == len(works) })
+			scenario.Within(t, 20*time.Second, "the round is delivered", func() bool { return n.count() == len(works) })
 		}
 	}
 	n.shut("")
-	within(t, 20*time.Second, "all are delivered and nothing rests", func() bool {
+	scenario.Within(t, 20*time.Second, "all are delivered and nothing rests", func() bool {
 		return n.count() == len(works) && n.empty(t, envelope.MerchantStream) && n.empty(t, envelope.NotifyStream) && n.table.Len() == 0
 	})
 	once(t, n, works)
@@ -217,13 +218,13 @@ func TestOwnQueuesAreResumed(t *testing.T) {
 		works = append(works, n.work(strconv.Itoa(i), fmt.Sprint("k", i%3)))
 	}
 	accept(t, first, works...)
-	within(t, 5*time.Second, "all rest", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 30 })
+	scenario.Within(t, 5*time.Second, "all rest", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 30 })
 	stop()
 	n.shut("")
 	again := around(t, n.js)
 	again.engine = n.engine
 	run(t, again.lane(t, false), time.Second)
-	within(t, 10*time.Second, "all are delivered", func() bool { return n.count() == 30 && n.empty(t, envelope.MerchantStream) })
+	scenario.Within(t, 10*time.Second, "all are delivered", func() bool { return n.count() == 30 && n.empty(t, envelope.MerchantStream) })
 	once(t, n, works)
 }
 
@@ -239,7 +240,7 @@ func TestStopWithABacklog(t *testing.T) {
 		works = append(works, n.work(strconv.Itoa(i), "k"))
 	}
 	accept(t, first, works...)
-	within(t, 5*time.Second, "all are in hand", func() bool { return n.table.Len() >= 38 })
+	scenario.Within(t, 5*time.Second, "all are in hand", func() bool { return n.table.Len() >= 38 })
 	stop()
 	if n.table.Len() != 0 || !n.empty(t, envelope.NotifyStream) {
 		t.Errorf("%d in hand, %d envelopes after the stop", n.table.Len(), n.stored(t, envelope.NotifyStream).Msgs)
@@ -250,7 +251,7 @@ func TestStopWithABacklog(t *testing.T) {
 	again := around(t, n.js)
 	again.engine = n.engine
 	run(t, again.lane(t, false), time.Second)
-	within(t, 10*time.Second, "the rest is delivered", func() bool { return n.count() == 40 && n.empty(t, envelope.MerchantStream) })
+	scenario.Within(t, 10*time.Second, "the rest is delivered", func() bool { return n.count() == 40 && n.empty(t, envelope.MerchantStream) })
 	once(t, n, works)
 }
 
@@ -262,8 +263,8 @@ func TestDrainDropsWhatIsVoid(t *testing.T) {
 	n.shut(notification.ReasonMerchantPaused)
 	canceled, kept := n.work("canceled", "k"), n.work("kept", "k")
 	accept(t, l, canceled, kept)
-	within(t, 5*time.Second, "both rest", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 2 })
-	within(t, 5*time.Second, "both are out of hand", func() bool { return n.table.Len() == 0 })
+	scenario.Within(t, 5*time.Second, "both rest", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 2 })
+	scenario.Within(t, 5*time.Second, "both are out of hand", func() bool { return n.table.Len() == 0 })
 	if _, err := n.Cancel(context.WithoutCancel(t.Context()), canceled.ID, "ops", now()); err != nil {
 		t.Fatal(err)
 	}
@@ -282,10 +283,10 @@ func TestUndecodableInTheOwnQueue(t *testing.T) {
 	run(t, l, time.Second)
 	n.shut(notification.ReasonMerchantPaused)
 	accept(t, l, n.work("before", "k"))
-	within(t, 5*time.Second, "it rests", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 1 })
+	scenario.Within(t, 5*time.Second, "it rests", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 1 })
 	n.publishRaw(t, envelope.OwnQueueSubject("k"), []byte("\xff\xff\xff"))
 	accept(t, l, n.work("after", "k"))
-	within(t, 5*time.Second, "all rest", func() bool { return n.stored(t, envelope.MerchantStream).LastSeq >= first+3 })
+	scenario.Within(t, 5*time.Second, "all rest", func() bool { return n.stored(t, envelope.MerchantStream).LastSeq >= first+3 })
 	n.shut("")
 	wakeUntil(t, l, "both are delivered and only what was set aside stays", func() bool {
 		return n.count() == 2 && n.stored(t, envelope.MerchantStream).Msgs == 1 && !l.isResting("k")
@@ -299,7 +300,7 @@ func TestResumeLooksBehindABadMessage(t *testing.T) {
 	n.publishRaw(t, envelope.OwnQueueSubject("k"), []byte("\xff\xff\xff"))
 	n.publish(t, envelope.OwnQueueSubject("k"), n.work("good", "k"))
 	run(t, l, time.Second)
-	within(t, 5*time.Second, "the good one is delivered", func() bool { return n.count() == 1 })
+	scenario.Within(t, 5*time.Second, "the good one is delivered", func() bool { return n.count() == 1 })
 }
 
 // Many that cannot be read, more than one read returns, do not look like an empty queue.
@@ -312,7 +313,7 @@ func TestDrainLooksBehindBadMessages(t *testing.T) {
 	}
 	n.publish(t, envelope.OwnQueueSubject("k"), n.work("last", "k"))
 	run(t, l, time.Second)
-	within(t, 5*time.Second, "both are delivered", func() bool { return n.count() == 2 })
+	scenario.Within(t, 5*time.Second, "both are delivered", func() bool { return n.count() == 2 })
 }
 
 // A NATS that does not answer is no empty own queue: what rests is delivered when it is back, without a restart (P9).
@@ -350,8 +351,8 @@ func TestNATSBlipDoesNotStrandAnOwnQueue(t *testing.T) {
 	for i := range 10 {
 		accept(t, l, n.work(strconv.Itoa(i), "k"))
 	}
-	within(t, 10*time.Second, "all rest", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 10 })
-	within(t, 10*time.Second, "the lane takes from everywhere", func() bool {
+	scenario.Within(t, 10*time.Second, "all rest", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 10 })
+	scenario.Within(t, 10*time.Second, "the lane takes from everywhere", func() bool {
 		for i := range envelope.RetryStreams {
 			if n.stored(t, envelope.RetryStream(i)).Consumers != notification.Shards/envelope.RetryStreams {
 				return false
@@ -368,6 +369,6 @@ func TestNATSBlipDoesNotStrandAnOwnQueue(t *testing.T) {
 	server = start()
 	defer func() { _ = server.Stop(ctx) }()
 	n.shut("")
-	within(t, 15*time.Second, "all are delivered after the blip", func() bool { l.Wake("k"); return n.count() == 10 })
+	scenario.Within(t, 15*time.Second, "all are delivered after the blip", func() bool { l.Wake("k"); return n.count() == 10 })
 	stop()
 }

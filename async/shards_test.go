@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"notifyd/cluster"
+	"notifyd/internal/scenario"
 	"notifyd/ledger"
 	"notifyd/notification"
 	"notifyd/notification/envelope"
@@ -156,11 +157,11 @@ func TestShardsMoveUnderLoad(t *testing.T) {
 				s.move(shard, (move+1)%2)
 			}
 		}
-		within(t, 10*time.Second, "the shards have moved", s.settled)
+		scenario.Within(t, 10*time.Second, "the shards have moved", s.settled)
 		<-time.NewTimer(50 * time.Millisecond).C
 	}
 	feeding.Wait()
-	within(t, 60*time.Second, "all are delivered and nothing rests", func() bool {
+	scenario.Within(t, 60*time.Second, "all are delivered and nothing rests", func() bool {
 		return a.count()+b.count() >= total && a.empty(t, envelope.MerchantStream) && a.empty(t, envelope.NotifyStream)
 	})
 	stopFirst()
@@ -193,10 +194,10 @@ func TestAnOwnQueueGoesWithItsShard(t *testing.T) {
 	for i := range 30 {
 		accept(t, first, a.work(strconv.Itoa(i), "k"))
 	}
-	within(t, 5*time.Second, "all rest", func() bool { return a.stored(t, envelope.MerchantStream).Msgs == 30 && first.isResting("k") })
+	scenario.Within(t, 5*time.Second, "all rest", func() bool { return a.stored(t, envelope.MerchantStream).Msgs == 30 && first.isResting("k") })
 	s.move(notification.ShardOf("k"), 1)
-	within(t, 5*time.Second, "the second lane has delivered all", func() bool { return b.count() == 30 && a.empty(t, envelope.MerchantStream) })
-	within(t, time.Second, "the first lane has let go", func() bool { return !first.isResting("k") && a.count() == 0 })
+	scenario.Within(t, 5*time.Second, "the second lane has delivered all", func() bool { return b.count() == 30 && a.empty(t, envelope.MerchantStream) })
+	scenario.Within(t, time.Second, "the first lane has let go", func() bool { return !first.isResting("k") && a.count() == 0 })
 
 	// What its old owner moves there afterwards is found, too.
 	b.shut(notification.ReasonMerchantPaused)
@@ -206,9 +207,9 @@ func TestAnOwnQueueGoesWithItsShard(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	within(t, 5*time.Second, "it rests", func() bool { return a.stored(t, envelope.MerchantStream).Msgs == 1 })
+	scenario.Within(t, 5*time.Second, "it rests", func() bool { return a.stored(t, envelope.MerchantStream).Msgs == 1 })
 	b.shut("")
-	within(t, 3*ownQueuesEvery, "the second lane has delivered it", func() bool { return b.count() == 31 })
+	scenario.Within(t, 3*ownQueuesEvery, "the second lane has delivered it", func() bool { return b.count() == 31 })
 	if a.count() != 0 {
 		t.Errorf("the first lane sent %q", a.names())
 	}
@@ -237,7 +238,7 @@ func TestNodesTakeOver(t *testing.T) {
 	feeder := a.laneWith(t, func(*Parts) {})
 	stopA, ownsA := node(a, "a")
 	_, ownsB := node(b, "b")
-	within(t, 10*time.Second, "both have shards", func() bool {
+	scenario.Within(t, 10*time.Second, "both have shards", func() bool {
 		return ownsA()+ownsB() == notification.Shards && ownsA() > 2 && ownsB() > 2
 	})
 	works := make([]notification.Work, 400)
@@ -245,13 +246,13 @@ func TestNodesTakeOver(t *testing.T) {
 		works[i] = a.work(strconv.Itoa(i), fmt.Sprint("k", i))
 	}
 	accept(t, feeder, works[:200]...)
-	within(t, 10*time.Second, "all are delivered", func() bool { return a.count()+b.count() == 200 })
+	scenario.Within(t, 10*time.Second, "all are delivered", func() bool { return a.count()+b.count() == 200 })
 	if a.count() == 0 || b.count() == 0 {
 		t.Errorf("the work is not shared: %d and %d", a.count(), b.count())
 	}
 	stopA()
 	accept(t, feeder, works[200:]...)
-	within(t, 10*time.Second, "all are delivered", func() bool { return a.count()+b.count() == 400 && a.empty(t, envelope.NotifyStream) })
+	scenario.Within(t, 10*time.Second, "all are delivered", func() bool { return a.count()+b.count() == 400 && a.empty(t, envelope.NotifyStream) })
 	if ownsB() != notification.Shards {
 		t.Errorf("b owns %d", ownsB())
 	}
@@ -274,11 +275,11 @@ func TestALapsedHoldIsClaimed(t *testing.T) {
 	n.sending = func(notification.Work) { <-release }
 	run(t, l, time.Second)
 	accept(t, l, n.work("before", "k"), n.work("after", "k"))
-	within(t, 5*time.Second, "one is sent, one waits", func() bool { return n.count() == 1 && n.table.Len() == 2 })
+	scenario.Within(t, 5*time.Second, "one is sent, one waits", func() bool { return n.count() == 1 && n.table.Len() == 2 })
 	<-ahead
 	ahead <- 9 * time.Second
 	close(release)
-	within(t, 5*time.Second, "both are sent", func() bool { return n.count() == 2 && n.empty(t, envelope.NotifyStream) })
+	scenario.Within(t, 5*time.Second, "both are sent", func() bool { return n.count() == 2 && n.empty(t, envelope.NotifyStream) })
 	if got := n.all(); got[0].claimed || !got[1].claimed || got[1].interrupted {
 		t.Errorf("sent %+v", got)
 	}
@@ -293,10 +294,10 @@ func TestAKeptHoldIsNotClaimed(t *testing.T) {
 	n.sending = func(notification.Work) { <-release }
 	run(t, l, time.Second)
 	accept(t, l, n.work("first", "k"), n.work("second", "k"))
-	within(t, 5*time.Second, "one is sent, one waits", func() bool { return n.count() == 1 && n.table.Len() == 2 })
+	scenario.Within(t, 5*time.Second, "one is sent, one waits", func() bool { return n.count() == 1 && n.table.Len() == 2 })
 	staysFor(t, 3*n.cfg.AckWait, "it is held", func() bool { return n.table.Len() == 2 })
 	close(release)
-	within(t, 5*time.Second, "both are sent", func() bool { return n.count() == 2 && n.empty(t, envelope.NotifyStream) })
+	scenario.Within(t, 5*time.Second, "both are sent", func() bool { return n.count() == 2 && n.empty(t, envelope.NotifyStream) })
 	for _, s := range n.all() {
 		if s.claimed || s.interrupted {
 			t.Errorf("%+v", s)
@@ -329,7 +330,7 @@ func TestWhatIsTakenLate(t *testing.T) {
 	}
 	accept(t, l, n.work("in time", "k"), waited, known, row, stored)
 	run(t, l, time.Second)
-	within(t, 5*time.Second, "nothing is left", func() bool { return n.empty(t, envelope.NotifyStream) })
+	scenario.Within(t, 5*time.Second, "nothing is left", func() bool { return n.empty(t, envelope.NotifyStream) })
 	got := n.all()
 	slices.SortFunc(got, func(a, b sent) int { return strings.Compare(a.name, b.name) })
 	want := []sent{{name: "in time"}, {name: "no trace"}, {name: "only a row", claimed: true}, {name: "stored long after its acceptance", claimed: true}}
@@ -352,7 +353,7 @@ func TestASecondCopyWaitsForTheFirst(t *testing.T) {
 	run(t, l, time.Second)
 	first := n.work("first", "k")
 	accept(t, l, first)
-	within(t, 5*time.Second, "the first copy is being sent", func() bool { return n.count() == 1 })
+	scenario.Within(t, 5*time.Second, "the first copy is being sent", func() bool { return n.count() == 1 })
 
 	other := n.lane(t, false) // with a table of its own it does not see what the first lane has in hand
 	other.hand = hand.NewTable()
@@ -371,7 +372,7 @@ func TestASecondCopyWaitsForTheFirst(t *testing.T) {
 	}
 	n.mu.Unlock()
 	close(release)
-	within(t, 5*time.Second, "nothing is left", func() bool { return n.empty(t, envelope.NotifyStream) })
+	scenario.Within(t, 5*time.Second, "nothing is left", func() bool { return n.empty(t, envelope.NotifyStream) })
 	if come, err := other.firstMayCome(t.Context(), m, second); come || err != nil {
 		t.Errorf("after the first one: may come %v, %v", come, err)
 	}
@@ -419,7 +420,7 @@ func TestStreamsComeBack(t *testing.T) {
 	}
 	run(t, l, time.Second)
 	accept(t, l, n.work("before", "k"))
-	within(t, 5*time.Second, "it is delivered", func() bool { return n.count() == 1 && n.empty(t, envelope.NotifyStream) })
+	scenario.Within(t, 5*time.Second, "it is delivered", func() bool { return n.count() == 1 && n.empty(t, envelope.NotifyStream) })
 	for _, name := range []string{envelope.NotifyStream, envelope.MerchantStream} {
 		last := n.stored(t, name).LastSeq
 		if err := n.js.DeleteStream(t.Context(), name); err != nil {
@@ -439,10 +440,10 @@ func TestStreamsComeBack(t *testing.T) {
 		t.Error("told twice", err, told)
 	}
 	accept(t, l, n.work("after", "k"))
-	within(t, 20*time.Second, "it is delivered", func() bool { return n.count() == 2 && n.empty(t, envelope.NotifyStream) })
+	scenario.Within(t, 20*time.Second, "it is delivered", func() bool { return n.count() == 2 && n.empty(t, envelope.NotifyStream) })
 	n.shut(notification.ReasonMerchantPaused)
 	accept(t, l, n.work("rests", "k"))
-	within(t, 5*time.Second, "it rests", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 1 })
+	scenario.Within(t, 5*time.Second, "it rests", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 1 })
 	n.shut("")
 	wakeUntil(t, l, "it is delivered", func() bool { return n.count() == 3 && n.empty(t, envelope.MerchantStream) })
 }
@@ -474,7 +475,7 @@ func TestTheBoundOfOwnQueuesComesInPlace(t *testing.T) {
 		t.Fatalf("bound %d with %d stored", got.MaxMsgsPerSubject, n.stored(t, envelope.MerchantStream).Msgs)
 	}
 	run(t, n.lane(t, false), time.Second)
-	within(t, 10*time.Second, "all are delivered", func() bool { return n.count() == 20 && n.empty(t, envelope.MerchantStream) })
+	scenario.Within(t, 10*time.Second, "all are delivered", func() bool { return n.count() == 20 && n.empty(t, envelope.MerchantStream) })
 	n.lane(t, false)
 	if got := bound(); got.MaxMsgsPerSubject != 10 {
 		t.Errorf("bound %d", got.MaxMsgsPerSubject)
@@ -500,7 +501,7 @@ func TestAFullOwnQueue(t *testing.T) {
 		works = append(works, n.work(strconv.Itoa(i), "full"))
 	}
 	accept(t, l, works...)
-	within(t, 10*time.Second, "all are out of hand", func() bool { return n.empty(t, envelope.NotifyStream) && n.table.Len() == 0 })
+	scenario.Within(t, 10*time.Second, "all are out of hand", func() bool { return n.empty(t, envelope.NotifyStream) && n.table.Len() == 0 })
 	resting, due := 0, 0
 	for _, w := range works {
 		row, _ := n.row(t, w)
@@ -515,7 +516,7 @@ func TestAFullOwnQueue(t *testing.T) {
 		t.Errorf("%d rest, %d are due later", resting, due)
 	}
 	accept(t, l, n.work("neighbour", "other"))
-	within(t, 5*time.Second, "its neighbour is delivered", func() bool { return n.count() == 1 })
+	scenario.Within(t, 5*time.Second, "its neighbour is delivered", func() bool { return n.count() == 1 })
 	if l.Full() {
 		t.Error("the shards are not full")
 	}

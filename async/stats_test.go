@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"notifyd/internal/scenario"
 	"notifyd/notification"
 	"notifyd/notification/envelope"
 )
@@ -70,7 +71,7 @@ func TestSlowMerchantIsNoStandstill(t *testing.T) {
 		works = append(works, n.work(fmt.Sprintf("w%d", i), "slow"))
 	}
 	accept(t, l, works...)
-	within(t, 10*time.Second, "all but what is in flight rest in the own queue", func() bool { return l.Stats().OwnQueues == 1 && len(n.inOwnQueue(t, "slow")) == 9 })
+	scenario.Within(t, 10*time.Second, "all but what is in flight rest in the own queue", func() bool { return l.Stats().OwnQueues == 1 && len(n.inOwnQueue(t, "slow")) == 9 })
 	s := l.Stats()
 	if s.InFlight != 1 || s.InHand < 1 || s.OldestInHand.IsZero() {
 		t.Errorf("stats: %+v", s)
@@ -81,7 +82,7 @@ func TestSlowMerchantIsNoStandstill(t *testing.T) {
 	}
 	staysFor(t, 500*time.Millisecond, "no standstill", func() bool { return l.Stats().Stalled == 0 })
 	close(release)
-	within(t, 10*time.Second, "all is delivered", func() bool { return n.count() == 10 && l.Stats().InHand == 0 })
+	scenario.Within(t, 10*time.Second, "all is delivered", func() bool { return n.count() == 10 && l.Stats().InHand == 0 })
 }
 
 func TestWhatWaitsRightlyIsNoStandstill(t *testing.T) {
@@ -95,7 +96,7 @@ func TestWhatWaitsRightlyIsNoStandstill(t *testing.T) {
 			l := n.lane(t, false)
 			run(t, l, time.Second)
 			accept(t, l, n.work("a", "m"))
-			within(t, 5*time.Second, "it rests", func() bool { return l.isResting("m") && len(n.inOwnQueue(t, "m")) == 1 })
+			scenario.Within(t, 5*time.Second, "it rests", func() bool { return l.isResting("m") && len(n.inOwnQueue(t, "m")) == 1 })
 			stalled := 0
 			for range 20 {
 				<-time.NewTimer(10 * time.Millisecond).C
@@ -135,10 +136,10 @@ func TestStandstills(t *testing.T) {
 	n.mu.Unlock()
 	again := n.lane(t, true) // after a crash it is looked up first
 	stop := run(t, again, time.Second)
-	within(t, 10*time.Second, "it counts as standing still", func() bool { return again.Stats().Stalled == 1 })
+	scenario.Within(t, 10*time.Second, "it counts as standing still", func() bool { return again.Stats().Stalled == 1 })
 	n.mu.Lock()
 	n.failFind = nil
 	n.mu.Unlock()
-	within(t, 10*time.Second, "it goes on", func() bool { return n.count() == 1 && again.Stats().Stalled == 0 })
+	scenario.Within(t, 10*time.Second, "it goes on", func() bool { return n.count() == 1 && again.Stats().Stalled == 0 })
 	stop()
 }

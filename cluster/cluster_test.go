@@ -14,23 +14,8 @@ import (
 	"go.uber.org/zap"
 
 	"notifyd/internal/embedded/natsserver"
+	"notifyd/internal/scenario"
 )
-
-// within waits until something holds.
-func within(t *testing.T, limit time.Duration, what string, holds func() bool) {
-	t.Helper()
-	end := time.NewTimer(limit)
-	defer end.Stop()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-end.C:
-			t.Fatalf("not within %s: %s", limit, what)
-		}
-	}
-}
 
 // server can be stopped and started on the same folder and port.
 type server struct {
@@ -167,7 +152,7 @@ func TestAloneAtOnce(t *testing.T) {
 	cfg.Run = "a-2"
 	again := newNode(t, s.js(), cfg).run(t)
 	began := time.Now()
-	within(t, time.Second, "it owns everything", func() bool { return again.count() == 64 })
+	scenario.Within(t, time.Second, "it owns everything", func() bool { return again.count() == 64 })
 	t.Logf("after %s", time.Since(began))
 	if !slices.Equal(again.Gone(), []string{"a-1"}) {
 		t.Errorf("gone: %q", again.Gone())
@@ -180,9 +165,9 @@ func TestAloneAtOnce(t *testing.T) {
 func TestNodesShareAndHandOver(t *testing.T) {
 	s := newServer(t).start()
 	a := newNode(t, s.js(), quick("a", "a-1")).run(t)
-	within(t, time.Second, "a owns everything", func() bool { return a.count() == 64 })
+	scenario.Within(t, time.Second, "a owns everything", func() bool { return a.count() == 64 })
 	b, c := newNode(t, s.js(), quick("b", "b-1")).run(t), newNode(t, s.js(), quick("c", "c-1")).run(t)
-	within(t, 5*time.Second, "each has a share", func() bool {
+	scenario.Within(t, 5*time.Second, "each has a share", func() bool {
 		return each(a, b, c) && a.count() > 8 && b.count() > 8 && c.count() > 8
 	})
 	c.stop()
@@ -190,11 +175,11 @@ func TestNodesShareAndHandOver(t *testing.T) {
 		t.Errorf("after its end it owns %d", c.count())
 	}
 	began := time.Now()
-	within(t, 5*time.Second, "a and b have everything", func() bool { return each(a, b) })
+	scenario.Within(t, 5*time.Second, "a and b have everything", func() bool { return each(a, b) })
 	if took := time.Since(began); took > 300*time.Millisecond { // it has said that it ends: nobody waits for the expiry
 		t.Errorf("a clean end was taken over after %s", took)
 	}
-	within(t, time.Second, "its run has ended for certain", func() bool { return slices.Equal(a.Gone(), []string{"c-1"}) })
+	scenario.Within(t, time.Second, "its run has ended for certain", func() bool { return slices.Equal(a.Gone(), []string{"c-1"}) })
 	if s := a.Stats(); s.Nodes != 2 || s.Shards != a.count() {
 		t.Errorf("stats: %+v", s)
 	}
@@ -205,11 +190,11 @@ func TestAPausedNodeHasLostItsShardsFirst(t *testing.T) {
 	s := newServer(t).start()
 	a := newNode(t, s.js(), quick("a", "a-1")).run(t)
 	paused := newNode(t, s.js(), quick("b", "b-1")) // takes its steps by hand
-	within(t, 5*time.Second, "b has its share", func() bool {
+	scenario.Within(t, 5*time.Second, "b has its share", func() bool {
 		return paused.once(t.Context()) == nil && each(a, paused) && paused.count() > 8
 	})
 	overlap := 0
-	within(t, 5*time.Second, "a has everything", func() bool {
+	scenario.Within(t, 5*time.Second, "a has everything", func() bool {
 		for shard := range 64 {
 			if a.Owns(shard) && paused.Owns(shard) {
 				overlap++
@@ -224,7 +209,7 @@ func TestAPausedNodeHasLostItsShardsFirst(t *testing.T) {
 		t.Errorf("gone: %q", a.Gone())
 	}
 	paused.run(t) // it goes on
-	within(t, 5*time.Second, "both have a share", func() bool { return each(a, paused) && paused.count() > 8 })
+	scenario.Within(t, 5*time.Second, "both have a share", func() bool { return each(a, paused) && paused.count() > 8 })
 }
 
 // What NATS keeps from one node only, its clock tells it: nothing has to be heard.
@@ -255,11 +240,11 @@ func TestNATSAway(t *testing.T) {
 		t.Fatal("owns something without NATS")
 	}
 	s.start()
-	within(t, 10*time.Second, "each has a share", func() bool { return each(a, b) && a.count() > 8 && b.count() > 8 })
+	scenario.Within(t, 10*time.Second, "each has a share", func() bool { return each(a, b) && a.count() > 8 && b.count() > 8 })
 	shares := a.count()
 	changed := a.Changed()
 	s.stop()
-	within(t, 10*time.Second, "nobody owns anything", func() bool { return a.count()+b.count() == 0 })
+	scenario.Within(t, 10*time.Second, "nobody owns anything", func() bool { return a.count()+b.count() == 0 })
 	select {
 	case <-changed:
 	case <-time.After(time.Second):
@@ -268,7 +253,7 @@ func TestNATSAway(t *testing.T) {
 	<-time.NewTimer(600 * time.Millisecond).C
 	s.start()
 	moved := 0
-	within(t, 10*time.Second, "each has its share", func() bool { moved = max(moved, a.count(), b.count()); return each(a, b) })
+	scenario.Within(t, 10*time.Second, "each has its share", func() bool { moved = max(moved, a.count(), b.count()); return each(a, b) })
 	if a.count() != shares || moved > max(shares, 64-shares) {
 		t.Errorf("a had %d shards, has %d; as many as %d in between", shares, a.count(), moved)
 	}
@@ -278,12 +263,12 @@ func TestTheBucketIsMadeAgain(t *testing.T) {
 	s := newServer(t).start()
 	js := s.js()
 	a, b := newNode(t, s.js(), quick("a", "a-1")).run(t), newNode(t, s.js(), quick("b", "b-1")).run(t)
-	within(t, 10*time.Second, "each has a share", func() bool { return each(a, b) && a.count() > 8 && b.count() > 8 })
+	scenario.Within(t, 10*time.Second, "each has a share", func() bool { return each(a, b) && a.count() > 8 && b.count() > 8 })
 	if err := js.DeleteKeyValue(t.Context(), Bucket); err != nil {
 		t.Fatal(err)
 	}
-	within(t, 10*time.Second, "it is there again", func() bool { _, err := js.KeyValue(t.Context(), Bucket); return err == nil })
-	within(t, 10*time.Second, "each has a share again", func() bool { return each(a, b) })
+	scenario.Within(t, 10*time.Second, "it is there again", func() bool { _, err := js.KeyValue(t.Context(), Bucket); return err == nil })
+	scenario.Within(t, 10*time.Second, "each has a share again", func() bool { return each(a, b) })
 	kv, err := js.KeyValue(t.Context(), Bucket)
 	if err != nil {
 		t.Fatal(err)
@@ -291,23 +276,23 @@ func TestTheBucketIsMadeAgain(t *testing.T) {
 	if _, err := kv.Put(t.Context(), documentKey, []byte("?")); err != nil {
 		t.Fatal(err)
 	}
-	within(t, 10*time.Second, "the document is made again", func() bool {
+	scenario.Within(t, 10*time.Second, "the document is made again", func() bool {
 		entry, err := kv.Get(t.Context(), documentKey)
 		return err == nil && len(entry.Value()) > 100
 	})
-	within(t, 10*time.Second, "each has a share again", func() bool { return each(a, b) })
+	scenario.Within(t, 10*time.Second, "each has a share again", func() bool { return each(a, b) })
 }
 
 // Leave gives everything to the others before the node ends, as its lane lets go.
 func TestLeave(t *testing.T) {
 	s := newServer(t).start()
 	a, b := newNode(t, s.js(), quick("a", "a-1")).run(t), newNode(t, s.js(), quick("b", "b-1")).run(t)
-	within(t, 10*time.Second, "each has a share", func() bool { return each(a, b) && a.count() > 8 && b.count() > 8 })
+	scenario.Within(t, 10*time.Second, "each has a share", func() bool { return each(a, b) && a.count() > 8 && b.count() > 8 })
 	a.Leave()
 	if a.count() != 0 {
 		t.Error("owns something still")
 	}
-	within(t, 5*time.Second, "b has everything", func() bool { return b.count() == 64 })
+	scenario.Within(t, 5*time.Second, "b has everything", func() bool { return b.count() == 64 })
 	if len(b.Gone()) != 0 {
 		t.Error("it has not ended yet")
 	}

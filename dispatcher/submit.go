@@ -295,7 +295,8 @@ func (d *Dispatcher) enterAsync(ctx context.Context, s *submission, w notificati
 		d.async.Accept(w, accepted)
 		return
 	}
-	d.withRow(ctx, w, nil, func(err error) {
+	released := &ledger.Hold{By: d.run} // the sync lane may have held it: whoever has the shard takes it now
+	d.withRow(ctx, w, released, func(err error) {
 		if err != nil {
 			accepted(err)
 			return
@@ -403,8 +404,7 @@ func (d *Dispatcher) enterSync(ctx context.Context, s *submission, w notificatio
 		waiting := *n
 		waiting.Reason = notification.ReasonAwaitingAnswer
 		s.standing = &waiting
-	case answer.Verdict.After != nil:
-		d.tell(n)
+	case answer.Verdict.After != nil: // on record: the lane has waited for that
 		s.standing, s.attempt = answer.Verdict.After, answer.Verdict.Attempt()
 	default:
 		s.standing = n

@@ -579,3 +579,34 @@ func TestFullStreamBehindARow(t *testing.T) {
 		}
 	})
 }
+
+// What the sync lane held and could not ask is let go of: whichever node has the shard may take it at once.
+func TestDeferredSyncLetsGo(t *testing.T) {
+	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+		w.merchant(&merchant.Merchant{ID: "m", Persist: notification.PersistLedger, Limits: merchant.Limits{RatePerSecond: 0.1, Burst: 1}})
+		if _, err := w.submitOne(t.Context(), payment("a", scan)); err != nil {
+			t.Fatal(err)
+		}
+		res, err := w.submitOne(t.Context(), payment("b", scan))
+		if err != nil || res.Lane != notifydv1.Lane_LANE_ASYNC || res.StateReason != string(notification.ReasonRateLimited) {
+			t.Fatalf("%v, %v", res, err)
+		}
+		n, _ := w.row(t, idOf(t, res.Id))
+		claim := ledger.Claim{ID: n.ID, AcceptedAt: n.AcceptedAt, Generation: n.Generation, Attempts: n.Attempts, By: "another node", Until: clock().Add(time.Minute)}
+		if verdict, until, err := w.memory.Claim(t.Context(), claim); verdict != ledger.ClaimGranted || err != nil {
+			t.Errorf("verdict %d until %s, %v", verdict, until, err)
+		}
+	})
+}
+
+// The outcome of a sync submission is on record when it is answered: nothing is owed for it.
+func TestSyncAnswerOwesNothing(t *testing.T) {
+	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+		if _, err := w.submitOne(t.Context(), payment("a", scan)); err != nil {
+			t.Fatal(err)
+		}
+		if owed := w.owed.before(clock().Add(time.Hour)); len(owed) != 0 {
+			t.Errorf("owed: %v", owed)
+		}
+	})
+}

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"notifyd/internal/embedded/natsserver"
+	"notifyd/internal/scenario"
 	"notifyd/ledger"
 	"notifyd/notification"
 	"notifyd/notification/envelope"
@@ -104,21 +105,6 @@ func (d *dues) all() []fired {
 	return append([]fired(nil), d.fired...)
 }
 
-func within(t *testing.T, limit time.Duration, what string, holds func() bool) {
-	t.Helper()
-	end := time.NewTimer(limit)
-	defer end.Stop()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-end.C:
-			t.Fatalf("not within %s: %s", limit, what)
-		}
-	}
-}
-
 func retrying(name string, next time.Time) notification.Work {
 	n := &notification.Notification{
 		Source: "pay", RequestID: name, MerchantID: "m", Body: []byte(`{}`), AcceptedAt: clock(),
@@ -144,7 +130,7 @@ func TestDelayFiresOnTime(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	within(t, 10*time.Second, "all are fired", func() bool { return len(d.all()) == len(want) })
+	scenario.Within(t, 10*time.Second, "all are fired", func() bool { return len(d.all()) == len(want) })
 	var latest time.Duration
 	for _, f := range d.all() {
 		w, ok := want[f.ID]
@@ -181,7 +167,7 @@ func TestDelayReplaces(t *testing.T) {
 			}
 		}
 	}
-	within(t, 5*time.Second, "both are fired", func() bool { return len(d.all()) >= 2 })
+	scenario.Within(t, 5*time.Second, "both are fired", func() bool { return len(d.all()) >= 2 })
 	<-time.NewTimer(300 * time.Millisecond).C
 	if got := d.all(); len(got) != 2 || got[0].Attempts != 2 || got[1].Attempts != 2 {
 		t.Errorf("fired %+v", got)
@@ -205,7 +191,7 @@ func TestDelayCancels(t *testing.T) {
 	if err := d.Cancel(t.Context(), retrying("never", at)); err != nil {
 		t.Fatal(err)
 	}
-	within(t, 5*time.Second, "the other one is fired", func() bool { return len(d.all()) > 0 })
+	scenario.Within(t, 5*time.Second, "the other one is fired", func() bool { return len(d.all()) > 0 })
 	if got := d.all(); len(got) != 1 || got[0].RequestID != "kept" {
 		t.Errorf("fired %+v", got)
 	}
@@ -220,7 +206,7 @@ func TestDelayOfThePast(t *testing.T) {
 	if err := d.Now(t.Context(), retrying("now", time.Time{})); err != nil {
 		t.Fatal(err)
 	}
-	within(t, 3*time.Second, "both are fired", func() bool { return len(d.all()) == 2 })
+	scenario.Within(t, 3*time.Second, "both are fired", func() bool { return len(d.all()) == 2 })
 }
 
 // A caller that stops waiting takes nothing back.
@@ -229,7 +215,7 @@ func TestDelayOutlivesItsCaller(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_ = d.Delay.Delay(ctx, retrying("a", time.Now().Add(200*time.Millisecond)))
-	within(t, 3*time.Second, "it is fired", func() bool { return len(d.all()) == 1 })
+	scenario.Within(t, 3*time.Second, "it is fired", func() bool { return len(d.all()) == 1 })
 }
 
 func TestWithin(t *testing.T) {
@@ -331,7 +317,7 @@ func TestDelayStartsWithoutNATS(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close(); _ = server.Stop(context.Background()) })
-	within(t, 10*time.Second, "the streams are made", func() bool { _, err := d.Ensure(t.Context()); return err == nil })
+	scenario.Within(t, 10*time.Second, "the streams are made", func() bool { _, err := d.Ensure(t.Context()); return err == nil })
 	if err := d.Delay(t.Context(), w); err != nil {
 		t.Error(err)
 	}

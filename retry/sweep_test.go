@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"notifyd/internal/scenario"
 	"notifyd/ledger"
 	"notifyd/notification"
 )
@@ -36,7 +37,7 @@ func TestSweepFeedsOnce(t *testing.T) {
 	for range 2 {
 		go func() { ended <- NewSweep(cfg, m, d.Delay, nil, zap.NewNop()).Run(ctx) }()
 	}
-	within(t, 20*time.Second, "all are fired", func() bool { return len(d.all()) >= len(works) })
+	scenario.Within(t, 20*time.Second, "all are fired", func() bool { return len(d.all()) >= len(works) })
 	stop()
 	for range 2 {
 		if err := <-ended; err != nil {
@@ -83,7 +84,7 @@ func TestSweepRescues(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	within(t, 5*time.Second, "the lost one is fired", func() bool { return len(d.all()) > 0 })
+	scenario.Within(t, 5*time.Second, "the lost one is fired", func() bool { return len(d.all()) > 0 })
 	got := d.all()
 	if len(got) != 1 || got[0].ID != lost.ID || got[0].Generation != 2 || got[0].Attempts != 1 || got[0].Trigger != notification.TriggerSweep {
 		t.Fatalf("fired %+v", got)
@@ -202,7 +203,7 @@ func TestSweepRescuesTheOthers(t *testing.T) {
 	if err := sweep.Once(t.Context(), clock()); err == nil {
 		t.Error("nobody hears of the failure")
 	}
-	within(t, 10*time.Second, "the others are fired", func() bool { return len(d.all()) == 2 })
+	scenario.Within(t, 10*time.Second, "the others are fired", func() bool { return len(d.all()) == 2 })
 	if got := sweep.Stats().Rescued; got != 2 {
 		t.Errorf("rescued %d, want 2", got)
 	}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -105,6 +106,17 @@ func (p *pair) untilTold(ids ...string) {
 	}
 }
 
+// thinks is a merchant that does not answer before something has happened, or for as long as an attempt may take.
+func (p *pair) thinks(until <-chan struct{}) {
+	bound := time.NewTimer(time.Second)
+	defer bound.Stop()
+	select {
+	case <-until:
+	case <-bound.C:
+	case <-p.ctx.Done():
+	}
+}
+
 // untilRecorded waits until the ledger knows that an id was delivered, as another node than its sender sees it.
 func (p *pair) untilRecorded(node int, id string) {
 	p.t.Helper()
@@ -185,12 +197,19 @@ func TestSubmittedTwiceIsSentOnce(t *testing.T) {
 // A hundred callers at once, through two nodes: one is told that its own was accepted.
 func (p *pair) aHundredAtOnce() {
 	p.t.Helper()
-	p.shop.Answer(func(http.ResponseWriter, scenario.Seen) { time.Sleep(200 * time.Millisecond) })
 	for way, drafted := range ways() {
 		var all sync.WaitGroup
+		var answered atomic.Int32
+		others := make(chan struct{}) // closed when all callers but one have their answer: the merchant thinks until then
+		p.shop.Answer(func(http.ResponseWriter, scenario.Seen) { p.thinks(others) })
 		results, errs := [100]*notifydv1.SubmitResponse{}, [100]error{}
 		for i := range results {
-			all.Go(func() { results[i], errs[i] = p.try(i%2, drafted("hundred")) })
+			all.Go(func() {
+				results[i], errs[i] = p.try(i%2, drafted("hundred"))
+				if answered.Add(1) == 99 {
+					close(others)
+				}
+			})
 		}
 		all.Wait()
 		duplicates := 0
@@ -233,9 +252,10 @@ func (p *pair) callerGivesUp() {
 			continue
 		}
 		ctx, cancel := context.WithCancel(p.ctx)
+		again := make(chan struct{})
 		p.shop.Answer(func(http.ResponseWriter, scenario.Seen) {
 			cancel() // the merchant has the request
-			time.Sleep(700 * time.Millisecond)
+			p.thinks(again)
 		})
 		_, err := p.Nodes[0].Engine().Notifications.Submit(ctx, connect.NewRequest(&notifydv1.SubmitRequest{Notification: n}))
 		if code(err) != connect.CodeCanceled {
@@ -244,6 +264,7 @@ func (p *pair) callerGivesUp() {
 		if res := p.submit(1, n); !res.Duplicate {
 			p.t.Errorf("%s: asked again while the merchant thinks: %v", way, res)
 		}
+		close(again)
 		p.shop.Answer(func(http.ResponseWriter, scenario.Seen) {})
 	}
 }

@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -41,7 +42,7 @@ func TestOperatorsAtAnyNode(t *testing.T) {
 	t.Parallel()
 	s := newStack(t, "")
 	nodes := []*world{s.node("a", ""), s.node("b", "")}
-	m, watch := scenario.NewMerchant(t), &twice{asked: map[string][]time.Time{}, now: map[string]int{}}
+	m, watch := scenario.NewMerchant(t), &twice{ctx: t.Context(), asked: map[string][]time.Time{}, now: map[string]int{}}
 	m.Answer(watch.answer)
 	shops := make([]string, 8) // whose shards are shared by the two
 	for i := range shops {
@@ -68,7 +69,7 @@ func TestOperatorsAtAnyNode(t *testing.T) {
 				return
 			}
 			ends[i].id = id
-			time.Sleep(rand.N(1800 * time.Millisecond)) // the moment is what the test is about
+			after(w.ctx, rand.N(1800*time.Millisecond))
 			if i%4 == 3 {
 				res, err := other.Notifications.ResendNotifications(other.ctx, connect.NewRequest(&notifydv1.ResendNotificationsRequest{Ids: []string{id}, Operator: "test"}))
 				if err != nil {
@@ -86,7 +87,7 @@ func TestOperatorsAtAnyNode(t *testing.T) {
 				t.Errorf("cancel %s: %v", id, res)
 			}
 		})
-		time.Sleep(10 * time.Millisecond)
+		after(t.Context(), 10*time.Millisecond) // a caller every now and then
 	}
 	all.Wait()
 	if t.Failed() {
@@ -168,7 +169,7 @@ func (w *world) submitUntil(n *notifydv1.Notification) (id string, ok bool) {
 			w.t.Errorf("submit %s: %v", n.RequestId, err)
 			return "", false
 		}
-		time.Sleep(100 * time.Millisecond)
+		after(w.ctx, 100*time.Millisecond)
 	}
 }
 
@@ -185,6 +186,7 @@ func (w *world) gate(merchant string) string {
 // twice is a merchant that thinks for a while, acknowledges some requests at once and fails the first of others, and
 // notes when it is asked about one notification twice at once.
 type twice struct {
+	ctx   context.Context
 	mu    sync.Mutex
 	asked map[string][]time.Time
 	now   map[string]int // being answered
@@ -199,7 +201,7 @@ func (m *twice) answer(w http.ResponseWriter, seen scenario.Seen) {
 		m.wrong = append(m.wrong, seen.ID)
 	}
 	m.mu.Unlock()
-	time.Sleep(rand.N(600 * time.Millisecond))
+	after(m.ctx, rand.N(600*time.Millisecond))
 	if nth == 1 && seen.ID[len(seen.ID)-1]%4 != 0 {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}

@@ -35,9 +35,9 @@ func TestRacesOnOneIDOverTwoNodes(t *testing.T) {
 		case n%4 == 0 && seen.Attempt == "1":
 			w.WriteHeader(http.StatusServiceUnavailable)
 		case n%4 == 1:
-			time.Sleep(1600 * time.Millisecond) // the time is up, the grace is not
+			after(p.ctx, 1600*time.Millisecond) // the time is up, the grace is not
 		default:
-			time.Sleep(time.Duration(n) * time.Millisecond)
+			after(p.ctx, time.Duration(n)*time.Millisecond)
 		}
 	})
 	delivered := make([]bool, *races) // was seen as such
@@ -73,7 +73,7 @@ func (p *pair) race(i int, random *rand.Rand) (id string, delivered bool) {
 	var all sync.WaitGroup
 	for range 6 {
 		all.Go(func() {
-			time.Sleep(time.Duration(draw(1500)) * time.Millisecond)
+			after(p.ctx, time.Duration(draw(1500))*time.Millisecond)
 			to := p.Nodes[draw(2)].Engine().Notifications
 			switch draw(4) {
 			case 0:

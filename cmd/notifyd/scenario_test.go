@@ -127,3 +127,13 @@ func (w *world) prove() *notifydv1.ProveResponse {
 }
 
 func code(err error) connect.Code { return connect.CodeOf(err) }
+
+// after lets a while pass, where the moment at which something happens is what a test is about; less when the test ends.
+func after(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
