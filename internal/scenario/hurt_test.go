@@ -146,7 +146,7 @@ func TestNATS(t *testing.T) {
 	if err := put(); err != nil {
 		t.Fatal(err)
 	}
-	for name, end := range map[string]func(){"killed": n.Kill, "stopped": func() { n.Stop(t) }} {
+	for name, end := range map[string]func(){"killed": func() { n.Kill() }, "stopped": func() { n.Stop(t) }} {
 		end()
 		if err := put(); err == nil {
 			t.Errorf("%s, it takes messages", name)
