@@ -22,6 +22,7 @@ type settings struct {
 	callers   int
 	cases     string
 	args      string
+	profiles  string
 }
 
 func main() {
@@ -41,6 +42,7 @@ func main() {
 	flag.IntVar(&s.callers, "callers", 32, "callers of the unary cases; a batch case has 4")
 	flag.StringVar(&s.cases, "cases", "batch,unary,sync", "what to measure: batch, unary, sync, batch-synced (every message synced to disk), batch-ledger (persist: ledger)")
 	flag.StringVar(&s.args, "args", "", "further arguments of `notifyd dev`, separated by spaces")
+	flag.StringVar(&s.profiles, "profiles", "", "a folder for the engine's profiles: CPU while it is measured, allocations since its start")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()

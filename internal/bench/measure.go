@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -96,6 +97,7 @@ func measure(ctx context.Context, s settings) error {
 type bench struct {
 	engine, sink, floor, load *process
 	postmaster                int
+	admin                     string
 	db                        *pgx.Conn
 	run                       string
 }
@@ -116,7 +118,11 @@ func measureCase(ctx context.Context, s settings, binary, dataDir, kind string) 
 	}
 	defer b.db.Close(context.WithoutCancel(ctx))
 	var rounds []round
+	profiled := make(chan error, 1)
 	for i := range s.rounds + 1 {
+		if i == 1 && s.profiles != "" {
+			go func() { profiled <- b.profile(ctx, s.profiles, kind) }()
+		}
 		r, err := b.round(ctx, s.perSlice, i+1)
 		if err != nil {
 			return err
@@ -125,11 +131,16 @@ func measureCase(ctx context.Context, s settings, binary, dataDir, kind string) 
 			rounds = append(rounds, r)
 		}
 	}
+	if s.profiles != "" {
+		if err := <-profiled; err != nil {
+			return fmt.Errorf("profile: %w", err)
+		}
+	}
 	report(kind, rounds, s.perSlice, proc.ResidentMiB(b.engine.pid()))
 	return nil
 }
 
-var bannerWord = regexp.MustCompile(`^  intake\s+(http://\S+)|psql '([^']+)'`)
+var bannerWord = regexp.MustCompile(`^  intake\s+(http://\S+)|^  admin\s+(http://[^\s/]+)|psql '([^']+)'`)
 
 func (b *bench) start(ctx context.Context, s settings, binary, dataDir, kind string) error {
 	self, err := os.Executable()
@@ -157,7 +168,7 @@ func (b *bench) start(ctx context.Context, s settings, binary, dataDir, kind str
 			return fmt.Errorf("read the engine's banner: %w", err)
 		}
 		for _, m := range bannerWord.FindAllStringSubmatch("  "+line, -1) {
-			intake, database = intake+m[1], database+m[2]
+			intake, b.admin, database = intake+m[1], b.admin+m[2], database+m[3]
 		}
 	}
 	if b.db, err = pgx.Connect(ctx, database); err != nil {
@@ -267,4 +278,38 @@ func report(kind string, rounds []round, n, mib int) {
 		median(func(r round) float64 { return float64(n) / r.floorWall.Seconds() }), median(func(r round) float64 { return float64(n) / r.pipeWall.Seconds() }),
 		us(func(r round) time.Duration { return r.floor }), us(func(r round) time.Duration { return r.engine }), us(func(r round) time.Duration { return r.postgres }),
 		us(func(r round) time.Duration { return r.sink }), us(func(r round) time.Duration { return r.load }), us(round.all), median(round.ratio), worst.ratio(), mib)
+}
+
+// profileFor is how long the CPU profile lasts.
+const profileFor = 10 * time.Second
+
+// profile keeps what the engine's admin listener tells about where its time and its memory go.
+func (b *bench) profile(ctx context.Context, dir, kind string) error {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return err
+	}
+	for name, query := range map[string]string{"cpu": "profile?seconds=" + strconv.Itoa(int(profileFor.Seconds())), "allocs": "allocs"} {
+		if err := fetch(ctx, b.admin+"/debug/pprof/"+query, filepath.Join(dir, kind+"-"+name+".pprof")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func fetch(ctx context.Context, url, path string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	file, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(file, res.Body)
+	return errors.Join(err, file.Close())
 }
