@@ -30,7 +30,7 @@ NEED_LINT      := $(STAMPS)/golangci-lint-$(GOLANGCI_LINT) $(STAMPS)/buf-$(BUF) 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup build run test lint generate check-generated fuzz bench search chaos races soak vuln measure clean
+.PHONY: help setup build run test lint generate check-generated fuzz bench isolation plots search chaos races soak vuln measure clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,8 +62,14 @@ check-generated: $(NEED_GENERATE) ## fail if `make generate` would change anythi
 fuzz: ## every fuzz target: a short smoke, or FUZZTIME=1m for each
 	@scripts/fuzz $(FUZZTIME)
 
-bench: ## the whole engine under load; ARGS="--flag value"
+bench: $(NEED_POSTGRES) ## the whole engine under load; ARGS="--cases all", "--latency", "--matrix", "--vary rows=0,1000000"; "--json docs/data/NAME.json" keeps it
 	go run ./internal/bench $(ARGS)
+
+isolation: $(NEED_POSTGRES) ## what one bad merchant does to the others; ARGS="--scenarios hang5,flood --for 20s --json docs/data/NAME.json"
+	go run ./internal/bench/isolation $(ARGS)
+
+plots: ## draw docs/img from the results in docs/data
+	go run ./internal/bench/plots $(ARGS)
 
 search: ## fill a ledger with millions of notifications and measure its queries; ARGS="--rows 10000000"
 	go run ./internal/search $(ARGS)
