@@ -50,7 +50,7 @@ func (l *Lane) takeDue(ctx context.Context) {
 
 // takeDueOnce reports whether there may be more.
 func (l *Lane) takeDueOnce(ctx context.Context) (bool, error) {
-	limit := min(cap(l.room)-len(l.room), dueBatch)
+	limit := min(cap(l.room)-len(l.room), cap(l.dueRoom)-len(l.dueRoom), dueBatch)
 	if limit < 1 {
 		return false, nil
 	}

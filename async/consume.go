@@ -80,7 +80,7 @@ func (l *Lane) finish(ctx context.Context, stopWorking context.CancelFunc, drain
 		case <-patience.C:
 			l.mu.Lock()
 			for _, q := range l.queues {
-				if len(q.waiting) > 0 {
+				if q.waiting.len > 0 {
 					l.relieve(ctx, q, notification.ReasonShutdown)
 				}
 			}
@@ -140,6 +140,11 @@ func (l *Lane) open(ctx context.Context, msg jetstream.Msg, handedOut time.Time)
 	isDue := meta.Stream != envelope.NotifyStream
 	if !isDue {
 		m.shardSeq = meta.Sequence.Stream
+		if meta.NumDelivered == 1 {
+			l.fresh.came(time.Now(), meta.Timestamp)
+		}
+	} else {
+		l.letFreshGoFirst(ctx)
 	}
 	for i := range works {
 		w := &works[i]
@@ -271,7 +276,7 @@ func (l *Lane) firstMayCome(ctx context.Context, m *message, w notification.Work
 	if err != nil {
 		return false, fmt.Errorf("look for the first copy: %w", err)
 	}
-	oldest, err := shards.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(envelope.NotifySubject(notification.ShardOf(w.Route.IsolationKey))))
+	oldest, err := shards.GetMsg(ctx, 1, jetstream.WithGetMsgSubject(envelope.NotifySubject(l.shardOf(w))))
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return false, nil

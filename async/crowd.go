@@ -6,60 +6,62 @@ import (
 	"time"
 )
 
-// crowd tells an engine that has too much to do from a merchant that is slow. Of a slow merchant much waits for a slot, of
-// the others nothing: it gets its own queue. When many wait a little, no merchant is to blame, and own queues would cost the
-// most when there is least to spend: nothing is taken then until fewer wait (P10).
+// crowd tells an engine that has too much to do from merchants that are slow. Of a merchant that hangs, much waits for a
+// slot and nothing is sent; when the engine has too much to do, what waits belongs to keys of which much is sent, and more
+// waits. So a key adds to the crowd what it has waiting, but no more than was sent of it lately: one that hangs adds
+// nothing, however many of them there are. Nothing is taken while the crowd is half of all that was sent lately (P10): own
+// queues would cost the most when there is least to spend.
 type crowd struct {
-	waiting  atomic.Int64 // over all keys, each counted up to crowdShare
-	attempts atomic.Int64 // ever
-	most     atomic.Int64 // as many may wait: about what is sent in half of the patience
-
-	// Of measure.
-	at   time.Time
-	seen int64
+	waiting atomic.Int64 // over all keys, see Lane.recount
+	most    atomic.Int64 // as many may wait
+	pauses  atomic.Uint64
 }
 
 const (
-	// crowdShare bounds what one key adds to the crowd.
+	// crowdShare bounds what one key adds: one that floods gets its own queue.
 	crowdShare = 32
 	// fewestWaiting may wait however slow the engine is.
 	fewestWaiting = 2 * crowdShare
 	// calmAgain is the time between two looks whether fewer wait.
 	calmAgain = 10 * time.Millisecond
+	// sentLately is how many looks of Lane.watch a key's sent count over: half of the patience.
+	sentLately = 2
 )
-
-// came notes that a key has one more waiting: so many now.
-func (c *crowd) came(now int) {
-	if now <= crowdShare {
-		c.waiting.Add(1)
-	}
-}
-
-// went notes that a key has some fewer waiting: so many now.
-func (c *crowd) went(now, fewer int) {
-	c.waiting.Add(int64(min(now, crowdShare) - min(now+fewer, crowdShare)))
-}
-
-// measure looks how many attempts are made, smoothed over about a second. It is for one goroutine.
-func (c *crowd) measure(now time.Time, patience time.Duration) {
-	attempts := c.attempts.Load()
-	if took := now.Sub(c.at); !c.at.IsZero() && took > 0 {
-		most := int64(float64(attempts-c.seen) * float64(patience/2) / float64(took))
-		c.most.Store((7*c.most.Load() + most) / 8)
-	}
-	c.at, c.seen = now, attempts
-}
 
 func (c *crowd) calm() bool { return c.waiting.Load() < max(fewestWaiting, c.most.Load()) }
 
+// recount brings up to date what a key adds to the crowd. Lane.mu is held.
+func (l *Lane) recount(q *merchantQueue) {
+	adds := min(q.waiting.len, q.sentLately(), crowdShare)
+	l.crowd.waiting.Add(int64(adds - q.crowds))
+	q.crowds = adds
+}
+
+// measure counts what was sent of every key since the last look, and what that lets wait. Lane.mu is held.
+func (l *Lane) measure() {
+	lately := l.ended[0] + l.ended[1]
+	l.ended = [sentLately]int{0, l.ended[0]}
+	for _, q := range l.queues {
+		q.speed += (float64(q.ended[0]) - q.speed) / 32
+		q.ended = [sentLately]int{0, q.ended[0]}
+		l.recount(q)
+	}
+	l.crowd.most.Store((l.crowd.most.Load() + int64(lately/2)) / 2)
+}
+
 // untilCalm waits while the engine has too much to do.
 func (l *Lane) untilCalm(ctx context.Context) {
-	if l.crowd.calm() {
+	l.waitWhile(ctx, func() bool { return !l.crowd.calm() })
+}
+
+// waitWhile returns when something does not hold any more, or when the lane stops.
+func (l *Lane) waitWhile(ctx context.Context, holds func() bool) {
+	if !holds() {
 		return
 	}
 	tick := time.NewTicker(calmAgain)
 	defer tick.Stop()
-	for !l.crowd.calm() {
+	for holds() {
 		select {
 		case <-ctx.Done():
 			return
@@ -75,7 +77,7 @@ const crowdPatience = 4
 
 // patienceWith is how long a key may wait before it gets its own queue. Lane.mu is held.
 func (l *Lane) patienceWith(q *merchantQueue) time.Duration {
-	if len(q.waiting) < crowdShare && !l.crowd.calm() {
+	if q.waiting.len < crowdShare && q.crowds > 0 && !l.crowd.calm() {
 		return crowdPatience * l.cfg.Patience
 	}
 	return l.cfg.Patience

@@ -135,13 +135,14 @@ func (e *engine) Deliver(ctx context.Context, w notification.Work, settled func(
 	e.mu.Lock()
 	e.sent = append(e.sent, sent{w.RequestID, w.Interrupted, w.Claim, w.SecondCopy})
 	e.mu.Unlock()
+	began := now()
 	if sending != nil {
 		sending(w)
 	}
 	after := *w.Notification
 	after.Attempts++
 	after.Settle(notification.StateDelivered, notification.ReasonAcknowledged, notification.SettledByAcknowledgement, now())
-	attempt := notification.Attempt{Number: after.Attempts, Generation: after.Generation, Outcome: notification.OutcomeDelivered, StartedAt: now()}
+	attempt := notification.Attempt{Number: after.Attempts, Generation: after.Generation, Outcome: notification.OutcomeDelivered, Reason: notification.ReasonAcknowledged, StartedAt: began, Took: time.Since(began)}
 	copy(attempt.Key[:], w.RequestID+"-attempt")
 	if withhold == nil || !withhold(w) {
 		e.Record(ctx, ledger.Record{Notification: &after, Attempts: []notification.Attempt{attempt}, New: !w.HasRow}, settled)
@@ -172,6 +173,23 @@ type node struct {
 	table *hand.Table
 	cfg   Config
 	cap   int
+
+	limiting sync.Mutex
+	limits   Limits // beside cap
+}
+
+func (n *node) limitsOf(string) Limits {
+	n.limiting.Lock()
+	defer n.limiting.Unlock()
+	limits := n.limits
+	limits.InFlight = n.cap
+	return limits
+}
+
+func (n *node) limit(limits Limits) {
+	n.limiting.Lock()
+	defer n.limiting.Unlock()
+	n.limits = limits
 }
 
 func newNode(t *testing.T) *node {
@@ -220,7 +238,7 @@ func (n *node) lane(t *testing.T, crashed bool) *Lane {
 	t.Helper()
 	l, err := New(t.Context(), n.cfg, Parts{
 		JetStream: n.js, Deliverer: n.engine, Memory: n.engine, Delayer: n.engine, Hand: n.table, Log: zap.NewNop(), Crashed: crashed,
-		InFlight: func(string) int { return n.cap },
+		Limits: n.limitsOf,
 	})
 	if err != nil {
 		t.Fatal(err)

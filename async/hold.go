@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"notifyd/internal/faults"
+	"notifyd/internal/groupcommit"
 )
 
 // message is one JetStream message in hand: acknowledged when every member is settled.
@@ -26,6 +27,9 @@ type message struct {
 	kept   time.Time // NATS has given it to nobody else at least until AckWait after it, by this process' clock
 	lapsed bool      // it may have since
 }
+
+// isFresh reports whether what the message brings comes straight from its shard; what has come due, and a row, does not.
+func (m *message) isFresh() bool { return m != nil && m.shardSeq > 0 }
 
 // hold takes a message in hand that was handed out at an instant or later, and that was stored so long ago: before that
 // nobody can have had it.
@@ -81,33 +85,71 @@ func (l *Lane) settle(ctx context.Context, m *message, err error) {
 	if m.left.Add(-1) > 0 {
 		return
 	}
-	go func() {
-		defer l.running.Done()
-		l.holding.Lock()
-		delete(l.held, m)
-		l.holding.Unlock()
-		if m.failed.Load() {
+	l.holding.Lock()
+	delete(l.held, m)
+	l.holding.Unlock()
+	if m.failed.Load() {
+		go func() { // whoever settles must not wait for NATS
+			defer l.running.Done()
 			if err := m.msg.NakWithDelay(time.Second); err != nil {
 				l.log.Debug("message was not given back; it comes again by itself", zap.Error(err))
 			}
-			return
-		}
-		if err := l.acknowledge(ctx, m.msg); err != nil {
+		}()
+		return
+	}
+	l.acknowledging(ctx, m.consumer).Add(m.msg, func(err error) {
+		defer l.running.Done()
+		if err != nil {
 			l.log.Warn("acknowledgement was not confirmed; the message may come again and is looked up then", zap.Error(err))
 		}
-	}()
+	})
 }
 
-func (l *Lane) acknowledge(ctx context.Context, msg jetstream.Msg) error {
-	if err := faults.Before(faults.Ack); err != nil {
-		return err
+// acknowledging is the group commit of a consumer's acknowledgements.
+func (l *Lane) acknowledging(ctx context.Context, consumer string) *groupcommit.Batcher[jetstream.Msg] {
+	l.holding.Lock()
+	defer l.holding.Unlock()
+	acks := l.acks[consumer]
+	if acks == nil {
+		ctx := context.WithoutCancel(ctx)
+		acks = groupcommit.New(groupcommit.AtMost[jetstream.Msg](maxAcks), func(msgs []jetstream.Msg) []error { return l.acknowledge(ctx, msgs) })
+		l.acks[consumer] = acks
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cfg.PublishTimeout)
+	return acks
+}
+
+// maxAcks is how many acknowledgements one confirmation stands for.
+const maxAcks = 64
+
+// acknowledge acknowledges messages of one consumer. Only the last one's is confirmed: they arrive in order, so by then all
+// of them have been heard.
+func (l *Lane) acknowledge(ctx context.Context, msgs []jetstream.Msg) []error {
+	errs := make([]error, len(msgs))
+	var last jetstream.Msg
+	for i, msg := range msgs {
+		if errs[i] = faults.Before(faults.Ack); errs[i] != nil {
+			continue
+		}
+		if last != nil {
+			_ = last.Ack() // what is wrong with the connection, the last one's confirmation tells
+		}
+		last = msg
+	}
+	if last == nil {
+		return errs
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.PublishTimeout)
 	defer cancel()
-	if err := msg.DoubleAck(ctx); err != nil {
-		return err
+	confirmed := last.DoubleAck(ctx)
+	for i := range errs {
+		if errs[i] == nil {
+			errs[i] = confirmed
+		}
+		if errs[i] == nil {
+			errs[i] = faults.After(faults.Ack)
+		}
 	}
-	return faults.After(faults.Ack)
+	return errs
 }
 
 // keepHold tells NATS about messages that take longer, so that it does not hand them to another taker.

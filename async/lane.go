@@ -76,8 +76,13 @@ type Recall func(ctx context.Context, stream string, before time.Time) error
 type Config struct {
 	// Depth is how many notifications of one isolation key wait in process before the rest goes to its own queue.
 	Depth int `yaml:"depth"`
-	// InFlight is how many attempts of one isolation key run at once, unless the merchant says otherwise.
+	// InFlight is how many attempts of one isolation key run at once until it is known how its merchant answers; fewer if
+	// the merchant says so.
 	InFlight int `yaml:"in_flight"`
+	// MaxInFlight is how many attempts of one isolation key run at once at most, unless the merchant says otherwise.
+	MaxInFlight int `yaml:"max_in_flight"`
+	// SlowInFlight is how many attempts all isolation keys that answer slowly have together; each has one at least.
+	SlowInFlight int `yaml:"slow_in_flight"`
 	// Patience is how long a notification waits in process before its key gets its own queue.
 	Patience time.Duration `yaml:"patience"`
 	// InHand bounds the notifications taken from NATS and not yet settled, over all keys.
@@ -99,7 +104,7 @@ type Config struct {
 // DefaultConfig is used where the operator sets nothing.
 func DefaultConfig() Config {
 	return Config{
-		Depth: 512, InFlight: 8, Patience: 500 * time.Millisecond, InHand: 20_000, StreamBytes: 8 << 30, OwnQueue: 100_000, OwnQueueRest: time.Minute, Replicas: 1,
+		Depth: 512, InFlight: 8, MaxInFlight: 64, SlowInFlight: 2048, Patience: 500 * time.Millisecond, InHand: 20_000, StreamBytes: 8 << 30, OwnQueue: 100_000, OwnQueueRest: time.Minute, Replicas: 1,
 		AckWait: 10 * time.Second, PublishTimeout: 5 * time.Second,
 	}
 }
@@ -111,6 +116,10 @@ func (c Config) Validate() error {
 		return fmt.Errorf("async.depth: %d: must be at least 1", c.Depth)
 	case c.InFlight < 1:
 		return fmt.Errorf("async.in_flight: %d: must be at least 1", c.InFlight)
+	case c.MaxInFlight < c.InFlight:
+		return fmt.Errorf("async.max_in_flight: %d: must be at least in_flight (%d)", c.MaxInFlight, c.InFlight)
+	case c.SlowInFlight < 1:
+		return fmt.Errorf("async.slow_in_flight: %d: must be at least 1", c.SlowInFlight)
 	case c.Patience < 10*time.Millisecond:
 		return fmt.Errorf("async.patience: %s: must be at least 10ms", c.Patience)
 	case c.InHand < c.Depth+c.InFlight:
@@ -142,8 +151,9 @@ type Lane struct {
 	memory  Memory
 	delay   Delayer
 	hand    *hand.Table
-	limits  func(merchantID string) (inFlight int)
+	limits  func(merchantID string) Limits
 	owned   Shards
+	spread  int
 	due     Due // nil: nothing is taken from the ledger
 	away    func() bool
 	recall  Recall // nil: nobody is told
@@ -151,15 +161,21 @@ type Lane struct {
 	clock   func() time.Time // monotonic: for holds
 
 	publishing [notification.Shards]*groupcommit.Batcher[notification.Work]
-	room       chan struct{} // one token for each notification in hand
+	room       chan struct{} // one token for each notification in hand that a message, or a row, brought
+	dueRoom    chan struct{} // and one for each of them that had come due
+	fresh      fresh
+	arrivals   atomic.Uint64
+	movingIn   [notification.Shards]atomic.Int32 // notifications on their way to own queues
 	crowd      crowd
 	fullUntil  atomic.Int64 // see Full: nanoseconds since started
 
-	mu      sync.Mutex
-	queues  map[string]*merchantQueue // by isolation key; only keys with something to do
-	running sync.WaitGroup            // attempts, drains, moves and acknowledgements
-	taking  sync.WaitGroup            // whatever takes from NATS
-	unread  atomic.Bool               // see Unread
+	mu     sync.Mutex
+	queues map[string]*merchantQueue // by isolation key; only keys with something to do
+	ended  [sentLately]int           // attempts of all keys, as in merchantQueue
+	pacing
+	running sync.WaitGroup // attempts, drains, moves and acknowledgements
+	taking  sync.WaitGroup // whatever takes from NATS
+	unread  atomic.Bool    // see Unread
 
 	streams  sync.Mutex
 	own      jetstream.Stream  // nil: not seen yet
@@ -167,11 +183,12 @@ type Lane struct {
 	crashed  bool
 	ready    chan struct{} // closed: the streams were there, and suspect is known
 	started  time.Time
-	gained   chan struct{} // a shard has become this node's: its own queues are looked for
+	look     ownLook
 	stopping chan struct{} // closed: take nothing more
 
 	holding sync.Mutex
-	held    map[*message]struct{} // messages taken from NATS and not yet acknowledged
+	held    map[*message]struct{}                          // messages taken from NATS and not yet acknowledged
+	acks    map[string]*groupcommit.Batcher[jetstream.Msg] // by consumer
 
 	published publishCounts
 	contained containedCounts
@@ -184,14 +201,17 @@ type Parts struct {
 	Memory    Memory
 	Delayer   Delayer
 	Hand      *hand.Table
-	// InFlight is a merchant's own in-flight cap; 0: none.
-	InFlight func(merchantID string) int
-	Log      *zap.Logger
+	// Limits are a merchant's own, asked for with each notification; nil: there are none.
+	Limits func(merchantID string) Limits
+	Log    *zap.Logger
 	// Crashed says that NATS itself may have died with this node's last run: it may have forgotten what it had handed out,
 	// so whatever is stored now counts as handed out before.
 	Crashed bool
 	// Shards are shared with other nodes; nil: all are this node's.
 	Shards Shards
+	// Spread is over how many of the shards envelopes are spread: fewer make them fuller, and need no other node to share
+	// them with. 0: all.
+	Spread int
 	// Away says that NATS does not answer; nil: it always does. Then Due is asked for what to send; nil: nothing is sent.
 	Away func() bool
 	Due  Due
@@ -206,13 +226,19 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Lane, error) {
 	}
 	l := &Lane{
 		cfg: cfg, js: parts.JetStream, deliver: parts.Deliverer, memory: parts.Memory, delay: parts.Delayer,
-		hand: parts.Hand, limits: parts.InFlight, owned: parts.Shards, due: parts.Due, away: parts.Away, recall: parts.Recall,
+		hand: parts.Hand, limits: parts.Limits, owned: parts.Shards, due: parts.Due, away: parts.Away, recall: parts.Recall,
 		log: parts.Log, clock: time.Now, started: time.Now(), crashed: parts.Crashed,
-		room: make(chan struct{}, cfg.InHand), queues: map[string]*merchantQueue{}, ready: make(chan struct{}),
-		gained: make(chan struct{}, 1), stopping: make(chan struct{}), held: map[*message]struct{}{},
+		room: make(chan struct{}, cfg.InHand), dueRoom: make(chan struct{}, max(1, cfg.InHand/2)), pacing: newPacing(), queues: map[string]*merchantQueue{}, ready: make(chan struct{}),
+		look: ownLook{keys: map[string]string{}}, stopping: make(chan struct{}), held: map[*message]struct{}{}, acks: map[string]*groupcommit.Batcher[jetstream.Msg]{},
 	}
 	if l.owned == nil {
 		l.owned = alone{}
+	}
+	if l.spread = parts.Spread; l.spread < 1 || l.spread > notification.Shards {
+		l.spread = notification.Shards
+	}
+	if l.limits == nil {
+		l.limits = func(string) Limits { return Limits{} }
 	}
 	if l.away == nil {
 		l.away = func() bool { return false }
@@ -232,7 +258,12 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Lane, error) {
 
 // Accept makes works durable in their shards; each is accepted when accepted has been called for it with nil (P1).
 func (l *Lane) Accept(w notification.Work, accepted func(error)) {
-	l.publishing[notification.ShardOf(w.Route.IsolationKey)].Add(w, accepted)
+	l.publishing[l.shardOf(w)].Add(w, accepted)
+}
+
+// shardOf is where envelopes with a work go.
+func (l *Lane) shardOf(w notification.Work) int {
+	return notification.ShardOf(w.Route.IsolationKey) % l.spread
 }
 
 func fitsEnvelope(batch []notification.Work, next notification.Work) bool {
@@ -243,8 +274,8 @@ func fitsEnvelope(batch []notification.Work, next notification.Work) bool {
 	return len(batch) < envelope.MaxWorks && size <= envelope.MaxBytes
 }
 
-// fullFor is how long Full says so after a publish was refused.
-const fullFor = 500 * time.Millisecond
+// fullFor is how long Full says so after a publish was refused: as long as it takes to see how much room there is again.
+const fullFor = 20 * time.Millisecond
 
 // Full reports whether the shards' stream was at its bound a moment ago: whoever would publish now can be refused
 // without trying.
@@ -278,12 +309,20 @@ func (l *Lane) store(ctx context.Context, write, subject string, data []byte) er
 	if err := faults.Before(write); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, l.cfg.PublishTimeout)
-	defer cancel()
-	if _, err := l.js.Publish(ctx, subject, data); err != nil {
+	future, err := l.js.PublishAsync(subject, data) // cheaper than Publish, which is a request with an inbox of its own
+	if err != nil {
 		return publishError(err)
 	}
-	return faults.After(write)
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.PublishTimeout)
+	defer cancel()
+	select {
+	case <-future.Ok():
+		return faults.After(write)
+	case err := <-future.Err():
+		return publishError(err)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // publishError tells a stream that is at its own bound, which is the load's doing, from a JetStream that cannot store.

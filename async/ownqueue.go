@@ -6,102 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/synadia-io/orbit.go/jetstreamext"
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 
 	"notifyd/internal/faults"
 	"notifyd/notification"
 	"notifyd/notification/envelope"
-	"notifyd/notification/hand"
 )
-
-// startMove sends an item to its key's own queue. Lane.mu is held.
-func (l *Lane) startMove(ctx context.Context, q *merchantQueue, e *entry) {
-	q.moving++
-	reason := q.reason
-	l.running.Go(func() { l.move(ctx, q, e.Item, reason) })
-}
-
-// move takes an item out of hand to where it waits: its own queue, or while that cannot be reached, the ledger.
-func (l *Lane) move(ctx context.Context, q *merchantQueue, item *hand.Item, reason notification.Reason) {
-	defer func() {
-		l.mu.Lock()
-		q.moving--
-		q.moved++
-		l.mu.Unlock()
-		q.nudge()
-	}()
-	w, ok := item.Move()
-	if !ok {
-		return
-	}
-	var after *notification.Notification
-	var err error
-	if w.HasRow && l.away() {
-		after, err = l.restInLedger(ctx, w.Notification, reason, backAt(time.Now(), time.Time{}))
-	} else {
-		after, err = l.restInOwnQueue(ctx, q.key, w, reason)
-	}
-	if err != nil {
-		l.log.Warn("notification cannot be put where it should wait; its message comes again", zap.Stringer("id", w.ID), zap.Error(err))
-	}
-	item.Sent(after, nil)
-	l.hand.Leave(item, err)
-}
-
-// restInOwnQueue writes a notification's row, then puts it into its own queue; then its message may go. Dying in between
-// leaves the message to be redelivered; the copy that is found second is refused by the claim. What a full own queue does
-// not take is left to the ledger for a while.
-func (l *Lane) restInOwnQueue(ctx context.Context, key string, w notification.Work, reason notification.Reason) (*notification.Notification, error) {
-	resting := asResting(w.Notification, reason, time.Now())
-	remembered := make(chan error, 1)
-	l.memory.Remember(ctx, resting, !w.HasRow, func(err error) { remembered <- err })
-	select {
-	case err := <-remembered:
-		if err != nil {
-			return resting, err
-		}
-	case <-ctx.Done(): // the lane stops and the ledger does not answer: the message comes again
-		return resting, errStopping
-	}
-	w.Notification = resting
-	err := l.publishOwn(ctx, key, w)
-	if errors.Is(err, ErrFull) {
-		return l.restInLedger(ctx, resting, notification.ReasonBacklog, time.Now().Add(l.cfg.OwnQueueRest).Add(rand.N(l.cfg.OwnQueueRest/4)))
-	}
-	return resting, err
-}
-
-// asResting is the snapshot of a notification that waits in its own queue. It is not due: the drain asks for it.
-func asResting(n *notification.Notification, reason notification.Reason, now time.Time) *notification.Notification {
-	c := *n
-	c.Defer(reason, now.UTC().Truncate(time.Microsecond))
-	c.Resting, c.NextAt = true, time.Time{}
-	return &c
-}
-
-func (l *Lane) publishOwn(ctx context.Context, key string, w notification.Work) error {
-	data, err := envelope.Encode([]notification.Work{w})
-	if err != nil {
-		return err
-	}
-	if err := l.store(context.WithoutCancel(ctx), faults.Own, envelope.OwnQueueSubject(key), data); err != nil {
-		return fmt.Errorf("publish to own queue: %w", err)
-	}
-	return nil
-}
-
-func (q *merchantQueue) nudge() {
-	select {
-	case q.wake <- struct{}{}:
-	default:
-	}
-}
 
 // Wake makes a merchant's drains ask again at once, for example after it was resumed.
 func (l *Lane) Wake(merchantID string) {
@@ -125,44 +42,34 @@ const drainBatch = 64
 // shards, or its shard goes to another node, which drains it from then on. After a deferral it begins again with a single
 // notification, so that a broken merchant is asked once.
 func (l *Lane) drain(ctx context.Context, q *merchantQueue) {
-	width := 1
-	for {
-		if !l.restUntilWake(ctx, q) {
-			l.leaveDrain(q)
-			return
-		}
+	ramp := 1
+	for l.restUntilWake(ctx, q) {
 		l.mu.Lock()
-		movedBefore, free := q.moved, q.cap-q.inFlight
+		movedBefore := q.moved
 		l.mu.Unlock()
-		if free < 1 { // what began before the key got its own queue is under way still
-			l.postpone(q, time.Now().Add(20*time.Millisecond))
-			continue
-		}
-		batch, err := l.readOwn(ctx, envelope.OwnQueueSubject(q.key), min(drainBatch, width*8))
-		if err == nil {
-			err = l.goByLedger(ctx, batch)
-		}
-		if err != nil {
+		p := newPass(l, q, ramp)
+		err := p.run(ctx)
+		ramp = p.ramp
+		switch {
+		case err != nil:
 			l.log.Warn("own queue cannot be read", zap.String("isolation_key", q.key), zap.Error(err))
 			l.postpone(q, time.Now().Add(time.Second))
-			continue
-		}
-		if len(batch) == 0 {
+		case p.reason != "":
+			ramp = 1
+			l.because(q, p.reason)
+			l.postpone(q, p.until)
+		case p.found == 0:
 			if l.returnToShards(q, movedBefore) {
 				return
 			}
 			l.postpone(q, time.Now().Add(10*time.Millisecond)) // something is still on its way into the queue
-			continue
-		}
-		if reason, until := l.drainSome(ctx, q, batch, min(width, free)); reason != "" {
-			width = 1
-			l.because(q, reason)
-			l.postpone(q, until)
-		} else {
-			width = min(width*2, q.cap)
-			l.because(q, notification.ReasonBacklog)
+		case p.left == 0:
+			ramp = 1
+			l.because(q, notification.ReasonInFlight)
+			l.postpone(q, time.Now().Add(500*time.Millisecond))
 		}
 	}
+	l.leaveDrain(q)
 }
 
 // restUntilWake waits until the drain may go on. False: the lane is stopping, or the own queue is another node's to drain.
@@ -225,22 +132,27 @@ func (l *Lane) returnToShards(q *merchantQueue, movedBefore uint64) bool {
 	}
 	q.resting = false
 	q.wakeAt = time.Time{}
+	l.logOwnQueue("merchant returns to the shards", q)
 	l.forgetIdle(q)
-	l.log.Info("merchant returns to the shards", zap.String("isolation_key", q.key))
 	return true
 }
 
 // resting is one stored notification of an own queue.
 type resting struct {
-	seq  uint64
-	work notification.Work
+	seq    uint64
+	stored time.Time
+	work   notification.Work
 }
+
+// unreadable says that it cannot be decoded, and could not be set aside either: it stays.
+func (r resting) unreadable() bool { return r.work.Notification == nil }
 
 // readOwn reads the oldest notifications of an own queue; none only when the server says so. What cannot be decoded is
 // passed over.
 func (l *Lane) readOwn(ctx context.Context, subject string, limit int) ([]resting, error) {
 	for from := uint64(1); ; {
 		found, last, err := l.readOwnFrom(ctx, subject, from, limit)
+		found = slices.DeleteFunc(found, resting.unreadable)
 		if err != nil || len(found) > 0 || last == 0 {
 			return found, err
 		}
@@ -266,12 +178,12 @@ func (l *Lane) readOwnFrom(ctx context.Context, subject string, from uint64, lim
 		last = msg.Sequence
 		var works []notification.Work
 		err := l.contain(func() (err error) { works, err = envelope.Decode(msg.Data); return err })
-		if err != nil {
-			l.setAsideOwn(ctx, msg, err)
+		if err != nil && !l.setAsideOwn(ctx, msg, err) {
+			found = append(found, resting{seq: msg.Sequence})
 		}
 		for _, w := range works {
 			w.Claim, w.HasRow = true, true
-			found = append(found, resting{seq: msg.Sequence, work: w})
+			found = append(found, resting{msg.Sequence, msg.Time, w})
 		}
 	}
 	if last == 0 { // the iteration also ends when the answer does not come in time
@@ -281,13 +193,14 @@ func (l *Lane) readOwnFrom(ctx context.Context, subject string, from uint64, lim
 }
 
 // setAsideOwn keeps a message of an own queue that cannot be read, for people. When that fails it stays, and is passed over.
-func (l *Lane) setAsideOwn(ctx context.Context, msg *jetstream.RawStreamMsg, cause error) {
+func (l *Lane) setAsideOwn(ctx context.Context, msg *jetstream.RawStreamMsg, cause error) bool {
 	l.log.Error("own queue holds a message that cannot be decoded; it is set aside", zap.String("from", msg.Subject), zap.String("to", envelope.UndecodableSubject), zap.Uint64("sequence", msg.Sequence), zap.Error(cause))
 	if err := l.keepAside(ctx, msg.Data); err != nil {
 		l.log.Warn("message stays in its own queue", zap.Uint64("sequence", msg.Sequence), zap.Error(err))
-		return
+		return false
 	}
 	l.deleteOwn(ctx, msg.Sequence)
+	return true
 }
 
 // ownQueuesEvery is the time between two looks for own queues that are not drained: an earlier run left them, their shard
@@ -303,58 +216,164 @@ func (l *Lane) findOwnQueues(ctx context.Context) {
 	}
 	tick := time.NewTicker(ownQueuesEvery)
 	defer tick.Stop()
-	keys := map[string]string{} // by subject: an isolation key stands in the messages only
 	for {
-		if err := l.lookForOwnQueues(ctx, keys); err != nil && !l.away() {
-			l.log.Warn("own queues cannot be listed", zap.Error(err))
-		}
 		select {
 		case <-l.stopping:
 			return
 		case <-tick.C:
-		case <-l.gained:
+		}
+		if err := l.lookForOwnQueues(ctx, time.Now()); err != nil && !l.away() {
+			l.log.Warn("own queues cannot be listed", zap.Error(err))
 		}
 	}
 }
 
-func (l *Lane) lookForOwnQueues(ctx context.Context, keys map[string]string) error {
-	own, err := l.ownStream()
+// ownLook is what is known of own queues.
+type ownLook struct {
+	sync.Mutex
+	began time.Time         // the last one that ended well
+	keys  map[string]string // by subject: an isolation key stands in the messages only
+}
+
+// lookForOwnQueues gives keys their own queue where NATS holds something for them that is this node's to drain. One look
+// serves whoever wants one that began at an instant or later.
+func (l *Lane) lookForOwnQueues(ctx context.Context, since time.Time) error {
+	l.look.Lock()
+	defer l.look.Unlock()
+	if l.look.began.After(since) {
+		return nil
+	}
+	began := time.Now()
+	depths, err := l.ownDepths(ctx)
 	if err != nil {
 		return err
 	}
+	maps.DeleteFunc(l.look.keys, func(subject, _ string) bool { return depths[subject] == 0 })
+	var unseen []string
+	for subject := range depths {
+		if key, known := l.look.keys[subject]; !known || l.owns(key) && !l.isResting(key) {
+			unseen = append(unseen, subject)
+		}
+	}
+	heads, err := l.ownHeads(ctx, unseen)
+	if err != nil {
+		return err
+	}
+	for subject, head := range heads {
+		key := head.work.Route.IsolationKey
+		l.look.keys[subject] = key
+		if !l.owns(key) || isClosed(l.stopping) {
+			continue
+		}
+		limits := l.limits(head.work.MerchantID)
+		l.mu.Lock()
+		if q := l.queue(head.work, limits); !q.resting {
+			l.rest(ctx, q, notification.ReasonBacklog, time.Time{})
+		}
+		l.mu.Unlock()
+	}
+	l.look.began = began
+	return nil
+}
+
+// ownDepths is how many notifications lie in each own queue, by subject.
+func (l *Lane) ownDepths(ctx context.Context) (map[string]uint64, error) {
+	own, err := l.ownStream()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.PublishTimeout)
+	defer cancel()
+	info, err := own.Info(ctx, jetstream.WithSubjectFilter("own.*"))
+	if err != nil {
+		return nil, fmt.Errorf("list own queues: %w", err)
+	}
+	delete(info.State.Subjects, envelope.UndecodableSubject)
+	return info.State.Subjects, nil
+}
+
+// headsAtOnce is how many own queues are read from at once.
+const headsAtOnce = 16
+
+// ownHeads is the oldest notification of each own queue that holds one.
+func (l *Lane) ownHeads(ctx context.Context, subjects []string) (map[string]resting, error) {
+	var mu sync.Mutex
+	heads := map[string]resting{}
+	reading, ctx := errgroup.WithContext(ctx)
+	reading.SetLimit(headsAtOnce)
+	for _, subject := range subjects {
+		reading.Go(func() error {
+			head, found, err := l.ownHead(ctx, subject)
+			if found {
+				mu.Lock()
+				defer mu.Unlock()
+				heads[subject] = head
+			}
+			return err
+		})
+	}
+	return heads, reading.Wait()
+}
+
+// ownHead is the oldest notification of an own queue that can be read. A single message is asked for at a tenth of what a
+// batch of one costs.
+func (l *Lane) ownHead(ctx context.Context, subject string) (head resting, found bool, err error) {
+	own, err := l.ownStream()
+	if err != nil {
+		return head, false, err
+	}
 	asking, cancel := context.WithTimeout(ctx, l.cfg.PublishTimeout)
 	defer cancel()
-	info, err := own.Info(asking, jetstream.WithSubjectFilter("own.*"))
+	msg, err := own.GetMsg(asking, 1, jetstream.WithGetMsgSubject(subject))
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return head, false, nil
+	case err != nil:
+		return head, false, fmt.Errorf("read own queue: %w", err)
+	}
+	var works []notification.Work
+	if err := l.contain(func() (err error) { works, err = envelope.Decode(msg.Data); return err }); err == nil {
+		return resting{msg.Sequence, msg.Time, works[0]}, true, nil
+	}
+	first, err := l.readOwn(ctx, subject, 1) // sets aside what cannot be read
+	if err != nil || len(first) == 0 {
+		return head, false, err
+	}
+	return first[0], true, nil
+}
+
+// OwnQueue is what rests in one key's own queue, whichever node drains it.
+type OwnQueue struct {
+	MerchantID string
+	Depth      int64               // notifications
+	Oldest     time.Time           // when the oldest came into it
+	Reason     notification.Reason // why new arrivals rest, or where another node drains it, why the oldest does
+	Drained    bool                // by this node
+}
+
+// OwnQueues are all own queues that hold something, by isolation key, as NATS has them. It reads the oldest notification of
+// each: about a second for ten thousand of them.
+func (l *Lane) OwnQueues(ctx context.Context) (map[string]OwnQueue, error) {
+	depths, err := l.ownDepths(ctx)
 	if err != nil {
-		return fmt.Errorf("list own queues: %w", err)
+		return nil, err
 	}
-	maps.DeleteFunc(keys, func(subject, _ string) bool { return info.State.Subjects[subject] == 0 })
-	for subject := range info.State.Subjects {
-		if isClosed(l.stopping) {
-			return nil
-		}
-		key, known := keys[subject]
-		if subject == envelope.UndecodableSubject || known && (!l.owns(key) || l.isResting(key)) {
-			continue
-		}
-		first, err := l.readOwn(ctx, subject, 1)
-		if err != nil {
-			return err
-		}
-		if len(first) == 0 {
-			continue
-		}
-		key = first[0].work.Route.IsolationKey
-		keys[subject] = key
-		if l.owns(key) {
-			l.mu.Lock()
-			if q := l.queue(first[0].work); !q.resting {
-				l.rest(ctx, q, notification.ReasonBacklog, time.Time{})
-			}
-			l.mu.Unlock()
-		}
+	heads, err := l.ownHeads(ctx, slices.Collect(maps.Keys(depths)))
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	out := make(map[string]OwnQueue, len(heads))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for subject, head := range heads {
+		key := head.work.Route.IsolationKey
+		of := OwnQueue{MerchantID: head.work.MerchantID, Depth: int64(depths[subject]), Oldest: head.stored, Reason: head.work.Reason} //nolint:gosec // a number of messages
+		if q := l.queues[key]; q != nil && q.resting {
+			of.Reason, of.Drained = q.reason, true
+		}
+		out[key] = of
+	}
+	return out, nil
 }
 
 func (l *Lane) isResting(key string) bool {
@@ -369,7 +388,7 @@ func (l *Lane) isResting(key string) bool {
 func (l *Lane) goByLedger(ctx context.Context, batch []resting) error {
 	var ids []notification.ID
 	for _, r := range batch {
-		if r.seq <= l.suspected(envelope.MerchantStream) {
+		if !r.unreadable() && r.seq <= l.suspected(envelope.MerchantStream) {
 			ids = append(ids, r.work.ID)
 		}
 	}
@@ -382,6 +401,9 @@ func (l *Lane) goByLedger(ctx context.Context, batch []resting) error {
 	}
 	for i := range batch {
 		w := &batch[i].work
+		if batch[i].unreadable() {
+			continue
+		}
 		row := known[w.ID]
 		if row != nil && cmp.Or(cmp.Compare(row.Generation, w.Generation), cmp.Compare(row.Attempts, w.Attempts)) < 0 {
 			w.Notification = row
@@ -392,88 +414,37 @@ func (l *Lane) goByLedger(ctx context.Context, batch []resting) error {
 
 // deleteOwn removes what is settled from its own queue. What stays there is refused by its claim next time.
 func (l *Lane) deleteOwn(ctx context.Context, seq uint64) {
-	if err := l.removeOwn(context.WithoutCancel(ctx), seq); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
-		l.log.Warn("own queue keeps a settled message; the claim refuses it next time", zap.Uint64("sequence", seq), zap.Error(err))
-	}
+	l.unown(ctx, func(ctx context.Context, own jetstream.Stream) error {
+		if err := own.DeleteMsg(ctx, seq); !errors.Is(err, jetstream.ErrMsgNotFound) {
+			return err
+		}
+		return nil
+	})
 }
 
-func (l *Lane) removeOwn(ctx context.Context, seq uint64) error {
-	own, err := l.ownStream()
-	if err != nil {
-		return err
-	}
-	if err := faults.Before(faults.Unown); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, l.cfg.PublishTimeout)
+// purgeOwn removes everything before a sequence from an own queue: all of it is settled.
+func (l *Lane) purgeOwn(ctx context.Context, key string, before uint64) {
+	l.unown(ctx, func(ctx context.Context, own jetstream.Stream) error {
+		return own.Purge(ctx, jetstream.WithPurgeSubject(envelope.OwnQueueSubject(key)), jetstream.WithPurgeSequence(before))
+	})
+}
+
+func (l *Lane) unown(ctx context.Context, remove func(context.Context, jetstream.Stream) error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cfg.PublishTimeout)
 	defer cancel()
-	if err := own.DeleteMsg(ctx, seq); err != nil {
-		return err
+	own, err := l.ownStream()
+	if err == nil {
+		err = faults.Before(faults.Unown)
 	}
-	return faults.After(faults.Unown)
-}
-
-// drainSome delivers a batch with at most width attempts at once. It stops at the first deferral and returns its reason;
-// what was deferred stays in the own queue as it is. One of which another attempt is in flight is passed over.
-func (l *Lane) drainSome(ctx context.Context, q *merchantQueue, batch []resting, width int) (reason notification.Reason, until time.Time) {
-	var (
-		mu      sync.Mutex
-		wg      sync.WaitGroup
-		moved   bool // at least one has left the queue
-		slots   = make(chan struct{}, width)
-		stopped = make(chan struct{})
-		once    sync.Once
-	)
-	for _, r := range batch {
-		select {
-		case slots <- struct{}{}:
-		case <-stopped:
-		case <-l.stopping:
-		}
-		if isClosed(l.stopping) || isClosed(stopped) || !l.owns(q.key) {
-			break
-		}
-		durable := make(chan struct{})
-		item, ok := l.hand.Enter(r.work, time.Now(), func(err error) {
-			l.running.Go(func() { // not in the ledger's goroutine: NATS may be slow
-				if err == nil {
-					l.deleteOwn(ctx, r.seq)
-				}
-				close(durable)
-			})
-		})
-		if !ok {
-			<-slots
-			continue
-		}
-		wg.Go(func() {
-			deferred, verdict := l.attempt(ctx, q, &entry{Item: item})
-			<-slots
-			switch {
-			case !deferred:
-				mu.Lock()
-				moved = true
-				mu.Unlock()
-			case verdict.Reason == notification.ReasonInFlight:
-				l.hand.Leave(item, errInFlight)
-			default:
-				once.Do(func() { close(stopped) })
-				mu.Lock()
-				reason, until = verdict.Reason, laterOf(until, verdict.Until)
-				mu.Unlock()
-				l.hand.Leave(item, errStaysInOwnQueue)
-			}
-			select {
-			case <-durable:
-			case <-ctx.Done(): // the lane stops and the ledger does not answer
-			}
-		})
+	if err == nil {
+		err = remove(ctx, own)
 	}
-	wg.Wait()
-	if reason == "" && !moved {
-		return notification.ReasonInFlight, time.Now().Add(500 * time.Millisecond)
+	if err == nil {
+		err = faults.After(faults.Unown)
 	}
-	return reason, until
+	if err != nil {
+		l.log.Warn("own queue keeps what is settled; the claim refuses it next time", zap.Error(err))
+	}
 }
 
 var (

@@ -1,7 +1,9 @@
 package async
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -16,29 +18,52 @@ import (
 type merchantQueue struct {
 	key        string
 	merchantID string // of the work that made it
-	cap        int
-	waiting    []*entry
-	inFlight   int
+	pace       pace
+	waiting    shortQueue
+	inFlight   int             // slots taken, by Lane.work and by the drain
+	ended      [sentLately]int // attempts made: since the last look of Lane.watch, and between the two before
+	crowds     int             // what it adds to the crowd
+	speed      float64         // attempts made between two looks of Lane.watch, smoothed over seconds
+	slow       bool            // see pace.slow, as Lane.watch saw it
 
 	// resting says that new arrivals go to the key's own queue in NATS.
-	resting bool
-	reason  notification.Reason // why
-	moving  int                 // arrivals on their way there
-	moved   uint64              // arrivals that got there, ever
-	wakeAt  time.Time           // no use in draining earlier
-	wake    chan struct{}
+	resting  bool
+	reason   notification.Reason // why
+	moves    []*entry            // arrivals on their way there, in order
+	moving   int                 // as many
+	mover    bool                // somebody takes them there
+	moved    uint64              // arrivals that got there, ever
+	overflow overflow
+	wakeAt   time.Time // no use in draining earlier
+	wake     chan struct{}
 
 	sending atomic.Int32 // attempts being made, in the slots and by the drain
 	began   atomic.Int64 // the last of them, in Unix nanoseconds
 }
 
+func (q *merchantQueue) sentLately() int { return q.ended[0] + q.ended[1] }
+
 // entry is an item in hand and the message that stands for it; nil: an own queue's, or none, as its row does.
 type entry struct {
 	*hand.Item
-	from *message
+	from    *message
+	class   class
+	arrived uint64 // its number among all that this lane has taken
 }
 
 func (e *entry) fromLedger() bool { return e.Work().FromLedger }
+
+// classOf is whose turn a work is; what comes from a shard was never tried.
+func classOf(w notification.Work) class {
+	switch {
+	case w.Trigger == notification.TriggerResend || w.Trigger == notification.TriggerSweep:
+		return resent
+	case w.Attempts > 0:
+		return again
+	default:
+		return first
+	}
+}
 
 // Offer takes a work in hand; settled is called once, when its message need not come again. It blocks while the node
 // has as much in hand as it may. A work of which another copy is in hand already is settled with
@@ -48,41 +73,72 @@ func (l *Lane) Offer(ctx context.Context, w notification.Work, settled func(erro
 }
 
 func (l *Lane) offer(ctx context.Context, from *message, w notification.Work, settled func(error)) {
-	select {
-	case l.room <- struct{}{}:
-	case <-ctx.Done():
+	shard := notification.ShardOf(w.Route.IsolationKey)
+	l.waitWhile(ctx, func() bool { return int(l.movingIn[shard].Load()) >= l.mayMove() })
+	leave, ok := l.enter(ctx, from.isFresh())
+	if !ok {
 		settled(errStopping)
 		return
 	}
 	l.untilCalm(ctx)
 	item, ok := l.hand.Enter(w, time.Now(), func(err error) {
-		<-l.room
+		leave()
 		settled(err)
 	})
 	if !ok {
-		<-l.room
+		leave()
 		settled(errSecondCopyInHand)
 		return
 	}
-	l.place(ctx, &entry{item, from})
+	l.place(ctx, &entry{Item: item, from: from, class: classOf(w), arrived: l.arrivals.Add(1)})
+}
+
+// enter takes a place for one notification in hand; leave gives it back. What has come due takes no more than half of
+// all places, so that there are some for what is new, however much comes due at once.
+func (l *Lane) enter(ctx context.Context, fresh bool) (leave func(), ok bool) {
+	rooms := []chan struct{}{l.dueRoom, l.room}
+	if fresh {
+		rooms = rooms[1:]
+	}
+	for i, room := range rooms {
+		select {
+		case room <- struct{}{}:
+		case <-ctx.Done():
+			for _, taken := range rooms[:i] {
+				<-taken
+			}
+			return nil, false
+		}
+	}
+	if fresh {
+		return func() { <-l.room }, true
+	}
+	return func() { <-l.room; <-l.dueRoom }, true
 }
 
 // place gives an item a slot, a place in the short queue, or sends it to the own queue. What comes from the ledger while
 // NATS is away is asked about though its key has an own queue, which nobody can read then.
 func (l *Lane) place(ctx context.Context, e *entry) {
 	w := e.Work()
+	limits := l.limits(w.MerchantID)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	q := l.queue(w)
+	q := l.queue(w, limits)
 	switch {
 	case q.resting && !w.FromLedger:
 		l.startMove(ctx, q, e)
-	case q.inFlight < q.cap:
-		q.inFlight++
+	case !w.FromLedger && limits.OwnQueue:
+		l.rest(ctx, q, notification.ReasonQueued, time.Time{})
+		l.startMove(ctx, q, e)
+	case !w.FromLedger && limits.Release.bounds(w): // the drain counts
+		l.rest(ctx, q, notification.ReasonBacklog, time.Time{})
+		l.startMove(ctx, q, e)
+	case q.inFlight < l.capOf(q):
+		l.takeSlot(q)
 		l.running.Go(func() { l.work(ctx, q, e) })
-	case len(q.waiting) < l.cfg.Depth:
-		q.waiting = append(q.waiting, e)
-		l.crowd.came(len(q.waiting))
+	case q.waiting.len < l.cfg.Depth:
+		q.waiting.push(e)
+		l.recount(q)
 	default:
 		l.deferItem(ctx, q, e, notification.ReasonBacklog, time.Time{})
 	}
@@ -99,16 +155,15 @@ func (l *Lane) deferItem(ctx context.Context, q *merchantQueue, e *entry, reason
 }
 
 // queue finds or makes the key's queue. Lane.mu is held.
-func (l *Lane) queue(w notification.Work) *merchantQueue {
+func (l *Lane) queue(w notification.Work, limits Limits) *merchantQueue {
 	key := w.Route.IsolationKey
 	q := l.queues[key]
 	if q == nil {
-		q = &merchantQueue{key: key, merchantID: w.MerchantID, cap: l.cfg.InFlight, wake: make(chan struct{}, 1)}
-		if own := l.limits(w.MerchantID); own > 0 {
-			q.cap = own
-		}
+		q = &merchantQueue{key: key, merchantID: w.MerchantID, wake: make(chan struct{}, 1)}
+		q.pace = l.paceOf(key)
 		l.queues[key] = q
 	}
+	q.pace.width.bound(l.cfg.InFlight, cmp.Or(limits.InFlight, l.cfg.MaxInFlight))
 	return q
 }
 
@@ -130,21 +185,35 @@ func (l *Lane) work(ctx context.Context, q *merchantQueue, e *entry) {
 func (l *Lane) nextWaiting(q *merchantQueue) *entry {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(q.waiting) > 0 {
-		e := q.waiting[0]
-		q.waiting[0] = nil
-		q.waiting = q.waiting[1:]
-		l.crowd.went(len(q.waiting), 1)
-		return e
+	if q.inFlight <= l.capOf(q) {
+		if e := q.waiting.pop(); e != nil {
+			l.recount(q)
+			return e
+		}
 	}
-	q.inFlight--
+	l.giveSlot(q)
 	l.forgetIdle(q)
 	return nil
 }
 
+func (l *Lane) takeSlot(q *merchantQueue) {
+	if q.inFlight == 0 {
+		q.pace.stillSince = time.Now()
+	}
+	q.inFlight++
+	l.inFlight++
+}
+
+func (l *Lane) giveSlot(q *merchantQueue) {
+	q.inFlight--
+	l.inFlight--
+	q.nudge()
+}
+
 // forgetIdle drops a key that has nothing in hand and no own queue. Lane.mu is held.
 func (l *Lane) forgetIdle(q *merchantQueue) {
-	if q.inFlight == 0 && len(q.waiting) == 0 && !q.resting {
+	if q.inFlight == 0 && q.waiting.len == 0 && q.moving == 0 && !q.resting {
+		l.remember(q, time.Now())
 		delete(l.queues, q.key)
 	}
 }
@@ -160,13 +229,24 @@ func (l *Lane) attempt(ctx context.Context, q *merchantQueue, e *entry) (bool, n
 	q.sending.Add(1)
 	verdict := l.deliver.Deliver(ctx, w, func(err error) { l.hand.Leave(e.Item, err) })
 	q.sending.Add(-1)
-	l.crowd.attempts.Add(1)
+	l.learn(q, verdict.Attempt())
 	if verdict.Deferred {
 		e.Requeue(verdict.After)
 		return true, verdict
 	}
 	e.Sent(verdict.After, verdict.Attempts)
 	return false, verdict
+}
+
+// learn takes in how long an attempt took and how it ended; nil: none was made.
+func (l *Lane) learn(q *merchantQueue, a *notification.Attempt) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q.ended[0]++
+	l.ended[0]++
+	if a != nil {
+		q.pace.learn(a, q.inFlight >= q.pace.width.cap(), time.Now())
+	}
 }
 
 // watch moves what has waited too long to where it waits better, until the lane stops.
@@ -178,11 +258,14 @@ func (l *Lane) watch(ctx context.Context) {
 		case <-l.stopping:
 			return
 		case now := <-tick.C:
-			l.crowd.measure(now, l.cfg.Patience)
 			l.mu.Lock()
+			l.measure()
+			l.shareSlow(now)
 			for _, q := range l.queues {
-				if len(q.waiting) > 0 && now.Sub(q.waiting[0].Since()) > l.patienceWith(q) {
+				if q.waiting.len > 0 && now.Sub(q.waiting.oldest()) > l.patienceWith(q) {
 					l.relieve(ctx, q, notification.ReasonBacklog)
+				} else {
+					l.fillSlots(ctx, q)
 				}
 			}
 			l.mu.Unlock()
@@ -190,15 +273,31 @@ func (l *Lane) watch(ctx context.Context) {
 	}
 }
 
-// relieve clears a key's short queue: what came from the ledger goes back to it, the rest to the own queue. Lane.mu is held.
+// fillSlots gives what waits the slots that a wider cap has. Lane.mu is held.
+func (l *Lane) fillSlots(ctx context.Context, q *merchantQueue) {
+	for q.inFlight < l.capOf(q) {
+		e := q.waiting.pop()
+		if e == nil {
+			return
+		}
+		l.recount(q)
+		l.takeSlot(q)
+		l.running.Go(func() { l.work(ctx, q, e) })
+	}
+}
+
+// relieve clears a key's short queue: what came from the ledger goes back to it, the rest to the own queue, in order of
+// arrival. Lane.mu is held.
 func (l *Lane) relieve(ctx context.Context, q *merchantQueue, reason notification.Reason) {
-	waiting := q.waiting
-	q.waiting = nil
-	l.crowd.went(0, len(waiting))
+	waiting := q.waiting.clear()
+	l.recount(q)
+	slices.SortFunc(waiting, inOrder)
 	for _, e := range waiting {
 		l.deferItem(ctx, q, e, reason, time.Time{})
 	}
 }
+
+func inOrder(a, b *entry) int { return cmp.Compare(a.arrived, b.arrived) }
 
 // rest gives a key its own queue: what waits in process moves there, and so does what arrives from now on, until the
 // drain has emptied it. A key whose shard is another node's is drained there: here it gets none. Lane.mu is held.
@@ -217,6 +316,15 @@ func (l *Lane) rest(ctx context.Context, q *merchantQueue, reason notification.R
 		l.forgetIdle(q)
 		return
 	}
-	l.log.Info("merchant gets its own queue", zap.String("isolation_key", q.key), zap.String("reason", string(reason)))
+	l.logOwnQueue("merchant gets its own queue", q)
 	l.running.Go(func() { l.drain(ctx, q) })
+}
+
+// logOwnQueue is for changes; a merchant that has its own queue for good comes and goes with each notification.
+func (l *Lane) logOwnQueue(what string, q *merchantQueue) {
+	log := l.log.Info
+	if q.reason == notification.ReasonQueued {
+		log = l.log.Debug
+	}
+	log(what, zap.String("isolation_key", q.key), zap.String("reason", string(q.reason)))
 }

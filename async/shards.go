@@ -69,16 +69,16 @@ const letGo = 2 * time.Second
 // takeShard takes from a shard until it is this node's no more, or the lane stops; then it lets go of it: when it
 // returns, nothing more is taken.
 func (l *Lane) takeShard(ctx context.Context, shard int) {
+	// What rests is older than what lies in the shard: its keys get their own queues first, and what comes goes behind it.
+	if err := l.lookForOwnQueues(ctx, time.Now()); err != nil && !l.away() {
+		l.log.Warn("own queues cannot be listed; they are looked for again", zap.Error(err))
+	}
 	lost, ended := make(chan struct{}), make(chan struct{})
 	var both sync.WaitGroup
 	for _, from := range sourcesOf(shard) {
 		both.Go(func() { l.keepTaking(ctx, from, lost) })
 	}
 	l.taking.Go(func() { both.Wait(); close(ended) })
-	select {
-	case l.gained <- struct{}{}:
-	default:
-	}
 	for {
 		changed := l.owned.Changed()
 		if !l.owned.Owns(shard) || isClosed(l.stopping) {
@@ -133,7 +133,7 @@ const consumerHeartbeat = 5 * time.Second
 
 // prefetch is how many messages NATS hands to a consumer before it opens them. They wait with nobody to hold them, so a
 // node that has no room must open them all within AckWait.
-const prefetch = 4
+const prefetch = 16
 
 // handedOut knows when a consumer's messages were handed out at the earliest. NATS is asked for no more than prefetch
 // messages that are not opened, after a reconnect for as many again: so none was asked for before the one that is so far

@@ -100,7 +100,7 @@ func (n *node) laneWith(t *testing.T, change func(*Parts)) *Lane {
 	t.Helper()
 	parts := Parts{
 		JetStream: n.js, Deliverer: n.engine, Memory: n.engine, Delayer: n.engine, Hand: n.table, Log: zap.NewNop(),
-		InFlight: func(string) int { return n.cap },
+		Limits: n.limitsOf,
 	}
 	change(&parts)
 	l, err := New(t.Context(), n.cfg, parts)

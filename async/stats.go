@@ -21,6 +21,8 @@ type Stats struct {
 	Waiting      int       // of those in hand: in the short queues
 	InFlight     int       // of those in hand: with a slot
 	OwnQueues    int       // keys that have an own queue
+	Slow         int       // keys whose attempts take more than a second
+	Pauses       uint64    // times that one was not taken yet because the engine had too much to do
 	// Stalled counts keys and messages with work that could be sent now and that nobody is sending: see
 	// merchantQueue.stalled. It is above 0 for moments now and then; staying there is a fault.
 	Stalled int
@@ -56,14 +58,16 @@ func (l *Lane) Stats() Stats {
 		InHand: len(l.room), InHandLimit: cap(l.room),
 		Envelopes: l.published.envelopes.Load(), EnvelopeNotifications: l.published.notifications.Load(),
 		EnvelopeBytes: l.published.bytes.Load(), PublishFailures: l.published.failures.Load(),
+		Pauses:   l.crowd.pauses.Load(),
 		SetAside: l.contained.setAside.Load(), Panics: l.contained.panics.Load(),
 	}
 	for _, shard := range l.publishing {
 		s.Publishing += shard.Len()
 	}
 	l.mu.Lock()
+	s.Slow = l.slowKeys
 	for _, q := range l.queues {
-		s.Waiting += len(q.waiting)
+		s.Waiting += q.waiting.len
 		s.InFlight += q.inFlight
 		if q.resting {
 			s.OwnQueues++
@@ -94,10 +98,10 @@ func (q *merchantQueue) stalled(now time.Time, patience time.Duration) bool {
 		return false
 	}
 	if !q.resting {
-		return len(q.waiting) > 0 && now.Sub(q.waiting[0].Since()) > patience+stallSlack
+		return q.waiting.len > 0 && now.Sub(q.waiting.oldest()) > patience+stallSlack
 	}
 	switch q.reason { //nolint:exhaustive // a list of what keeps a key waiting rightly; nothing else does
-	case notification.ReasonMerchantPaused, notification.ReasonMerchantMissing, notification.ReasonBreakerOpen,
+	case notification.ReasonMerchantPaused, notification.ReasonMerchantMissing, notification.ReasonBreakerOpen, notification.ReasonBreakerForcedOpen,
 		notification.ReasonRateLimited, notification.ReasonInFlight:
 		return now.Sub(q.wakeAt) > stallSlack
 	default:

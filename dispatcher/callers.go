@@ -61,6 +61,9 @@ var sourceCalls = map[string]bool{
 	notifydv1connect.NotificationServiceExplainProcedure:             true,
 }
 
+// streamCalls are what a source may call besides, unless it signs: they last, and take one message after another.
+var streamCalls = map[string]bool{notifydv1connect.NotificationServiceSubmitStreamProcedure: true}
+
 // openCalls say nothing of anybody: whoever is let in may call them. They are streams.
 var openCalls = map[string]bool{
 	"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      true,
@@ -133,16 +136,19 @@ func (c *Callers) Authenticate(next http.Handler) http.Handler {
 			c.refuse(w, r, refused)
 			return
 		}
-		if s := c.sources.Get(caller.Source); s != nil && s.Limits.MaxRequestBytes > 0 {
+		ctx = context.WithValue(ctx, callerKey{}, caller)
+		if streamCalls[r.URL.Path] {
+			ctx = context.WithValue(ctx, guardKey{}, c.guard(w, r, caller))
+		} else if s := c.sources.Get(caller.Source); s != nil && s.Limits.MaxRequestBytes > 0 {
 			r.Body = bounded(w, r.Body, s)
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(ctx, callerKey{}, caller)))
+		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
 
 // authorise says who may call what.
 func authorise(caller Caller, procedure string) *refusal {
-	if caller.Source == "" || sourceCalls[procedure] || openCalls[procedure] {
+	if caller.Source == "" || sourceCalls[procedure] || streamCalls[procedure] || openCalls[procedure] {
 		return nil
 	}
 	return &refusal{code: connect.CodePermissionDenied, told: fmt.Sprintf("%s: is for operators, not for %s", procedure, caller), as: caller}
@@ -259,7 +265,7 @@ func (c *Callers) bySignature(w http.ResponseWriter, r *http.Request, header str
 		return Caller{}, unproven(fmt.Sprintf("authorization: timestamp: %s is more than %s away from %s, this node's time",
 			signature.At.Format(time.RFC3339), source.Tolerance, now.Format(time.RFC3339)))
 	case !sourceCalls[r.URL.Path]:
-		return Caller{}, unproven("authorization: " + source.Scheme + " is for a source's calls with one message each way")
+		return Caller{}, unproven("authorization: " + source.Scheme + " is for a source's calls with one message each way; a stream needs an API key or a certificate")
 	case r.URL.RawQuery != "":
 		return Caller{}, unproven("authorization: the signature does not cover a query: send none")
 	}

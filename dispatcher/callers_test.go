@@ -33,7 +33,10 @@ func TestEveryRPCIsDecided(t *testing.T) {
 		"NotificationService/Explain": sources, "NotificationService/ResendNotifications": operators, "NotificationService/Prove": operators,
 		"MerchantService/PutMerchant": operators, "MerchantService/GetMerchant": operators, "MerchantService/ListMerchants": operators,
 		"MerchantService/PauseMerchant": operators, "MerchantService/ResumeMerchant": operators, "MerchantService/TestMerchant": operators,
+		"MerchantService/ListKeys": operators, "MerchantService/ForceBreaker": operators,
 		"SourceService/PutSource": operators, "SourceService/GetSource": operators, "SourceService/ListSources": operators,
+		"AccessService/PutRule": operators, "AccessService/DeleteRule": operators, "AccessService/ListRules": operators,
+		"AccessService/GetPolicy": operators, "AccessService/PutPolicy": operators, "AccessService/ListChanges": operators,
 		"SourceService/CreateSourceKey": operators, "SourceService/RevokeSourceKey": operators,
 	}
 	protoregistry.GlobalFiles.RangeFilesByPackage("notifyd.v1", func(file protoreflect.FileDescriptor) bool {

@@ -21,6 +21,9 @@ import (
 // the verdict is Deferred, settled is called once, when what followed is durable.
 func (d *Dispatcher) Deliver(ctx context.Context, w notification.Work, settled func(error)) notification.Verdict {
 	m, known := d.settings(ctx, w)
+	if verdict, stopped := d.awaitTurn(ctx, w, m, settled); stopped {
+		return verdict
+	}
 	pass, err := d.gate.Ask(ctx, w, m, known, d.now())
 	if err != nil {
 		return d.postpone(w, err)
@@ -156,8 +159,8 @@ func (d *Dispatcher) resume(w notification.Work, pass permission) (*notification
 	}}
 }
 
-// stop ends a work without an attempt: deferred (the lane keeps it), settled (expired, or its merchant is gone), or void
-// (another copy goes on).
+// stop ends a work without an attempt: deferred (the lane keeps it), settled (expired, or its merchant is gone), barred
+// by the lists, or void (another copy goes on).
 func (d *Dispatcher) stop(ctx context.Context, w notification.Work, pass permission, done func(error)) notification.Verdict {
 	switch pass.kind {
 	case deferred:
@@ -175,6 +178,8 @@ func (d *Dispatcher) stop(ctx context.Context, w notification.Work, pass permiss
 		d.observer.Settled(before)
 		d.remember(ctx, w, before, attempts, done)
 		return notification.Verdict{After: before, Attempts: attempts, Reason: pass.reason}
+	case barred:
+		return d.setBarred(ctx, w, pass, done)
 	case void, granted:
 	}
 	done(nil)
@@ -223,6 +228,7 @@ func (d *Dispatcher) record(ctx context.Context, r ledger.Record, recorded func(
 			d.log.Error("ledger refuses a record; it is in quarantine", zap.Stringer("id", id), zap.Error(err))
 		case err == nil:
 			d.owed.shown(id)
+			d.moveUp(ctx, r.Notification)
 		}
 		recorded(err)
 	})

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
+	"notifyd/access"
 	"notifyd/ledger"
 	"notifyd/merchant"
 	"notifyd/notification"
@@ -28,6 +29,7 @@ type Ledger interface {
 	Reserver
 	Finder
 	Changer
+	Lines
 	// Record makes a snapshot and its new attempts durable; recorded is called once.
 	Record(ctx context.Context, r ledger.Record, recorded func(error))
 }
@@ -158,6 +160,8 @@ type Parts struct {
 	Merchants   *merchant.Registry
 	Sources     *source.Registry // nil: nobody is registered
 	SourceStore Sources          // nil: there is none to learn from
+	Access      *access.Registry // nil: nobody is blocked
+	AccessStore AccessRules      // nil: there is none to learn from
 	Router      *router.Router
 	Sender      Sender
 	URLs        URLs
@@ -165,6 +169,7 @@ type Parts struct {
 	Hand        *hand.Table
 	Places      Places
 	Observer    Observer
+	Board       Board // nil: this node is alone
 	Log         *zap.Logger
 	Now         func() time.Time // UTC, microseconds
 }
@@ -180,6 +185,8 @@ type Dispatcher struct {
 	merchants   *merchant.Registry
 	sources     *source.Registry
 	sourceStore Sources
+	access      *access.Registry
+	accessStore AccessRules
 	rates       rates
 	router      atomic.Pointer[router.Router]
 	sender      Sender
@@ -196,6 +203,8 @@ type Dispatcher struct {
 	outage      *rate.Limiter // of log lines about calls that cannot be answered
 	unlogged    atomic.Int64  // such calls since the last line
 	wire        wire
+	lines       lines
+	streams     streams
 
 	// The lanes ask the dispatcher for attempts, so they are made after it; see Connect.
 	async AsyncLane
@@ -211,15 +220,20 @@ func New(cfg Config, p Parts) (*Dispatcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	gate.opened = p.Observer.BreakerOpened
+	gate.opened, gate.board, gate.probeBound, gate.log, gate.now = p.Observer.BreakerOpened, p.Board, cfg.AttemptBound, p.Log, p.Now
+	if p.Access != nil {
+		gate.lists = p.Access
+	}
 	if p.Sources == nil {
 		p.Sources = source.NewRegistry()
 	}
 	d := &Dispatcher{
 		cfg: cfg, run: p.Run, room: semaphore.NewWeighted(cfg.IntakeBytes), ledger: p.Ledger, store: p.Store, merchants: p.Merchants, sources: p.Sources, sourceStore: p.SourceStore, sender: p.Sender, urls: p.URLs,
 		delay: p.Delay, hand: p.Hand, places: p.Places, observer: p.Observer, log: p.Log, now: p.Now, gate: gate,
-		lookups: rate.NewLimiter(50, 50), outage: rate.NewLimiter(2, 20),
+		access: gate.lists, accessStore: p.AccessStore, lookups: rate.NewLimiter(50, 50), outage: rate.NewLimiter(2, 20),
 	}
+	gate.wake = d.wakeMerchant
+	d.lines = d.makeLines()
 	d.router.Store(p.Router)
 	return d, nil
 }
@@ -250,7 +264,7 @@ func (d *Dispatcher) PutBack(ctx context.Context, n *notification.Notification, 
 	d.record(ctx, ledger.Record{Notification: n, Unfed: true, Hold: &ledger.Hold{By: d.run}}, putBack)
 }
 
-// Run keeps the snapshots of merchants and sources fresh and shows the ledger what stays in hand, until ctx ends.
+// Run keeps the snapshots of merchants, sources and rules of access fresh and shows the ledger what stays in hand, until ctx ends.
 func (d *Dispatcher) Run(ctx context.Context) error {
 	show, learn := time.NewTicker(d.cfg.SeenAfter/3), time.NewTicker(time.Second)
 	defer show.Stop()
@@ -267,11 +281,11 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 			d.show(ctx)
 			d.markOwed(ctx, d.now().Add(-markAfter))
 		case <-learn.C:
-			err := errors.Join(d.LearnMerchants(ctx), d.LearnSources(ctx))
+			err := errors.Join(d.LearnMerchants(ctx), d.LearnSources(ctx), d.LearnAccess(ctx))
 			switch {
 			case ctx.Err() != nil:
 			case err != nil && !stale:
-				d.log.Warn("changes of settings cannot be read; what is known of merchants and sources serves meanwhile", zap.Error(err))
+				d.log.Warn("changes of settings cannot be read; what is known of merchants, sources and who is blocked serves meanwhile", zap.Error(err))
 			case err == nil && stale:
 				d.log.Info("settings are up to date again")
 			}
@@ -303,9 +317,10 @@ func (d *Dispatcher) show(ctx context.Context) {
 }
 
 // Adopt takes over settings of an earlier time, because the ledger does not answer. What it says later is newer.
-func (d *Dispatcher) Adopt(merchants []*merchant.Merchant, sources []*source.Source) {
-	d.merchants.Learn(merchants...)
-	d.sources.Learn(sources...)
+func (d *Dispatcher) Adopt(s ledger.Settings) {
+	d.merchants.Learn(s.Merchants...)
+	d.sources.Learn(s.Sources...)
+	d.access.Learn(s.Access...)
 }
 
 // holdNow says that this process has a notification in hand.

@@ -56,7 +56,8 @@ type fakeLedger struct {
 	*ledger.Memory
 	log                                          *journal
 	failClaim, failRecord, failReserve, failFind error
-	failMark, failMerchants                      error
+	failMark, failMerchants, failLine            error
+	turns                                        int
 	elsewhere                                    bool
 	claims, marks                                int
 	marked                                       []notification.ID
@@ -339,11 +340,12 @@ func inBubble(t *testing.T, cfg Config, run func(t *testing.T, w *world)) {
 		merchants, table := merchant.NewRegistry(), hand.NewTable()
 		w.Dispatcher, err = New(cfg, Parts{
 			Run: "run-1", Ledger: w.memory, Store: w.memory, Merchants: merchants, Router: routes, Sender: w.sends, URLs: anyURL{},
-			Delay: w.later, Hand: table, Places: w.where, Observer: Observers{w.told}, Log: zap.NewNop(), Now: clock,
+			Delay: w.later, Hand: table, Places: w.where, Observer: Observers{w.told}, Log: zap.NewNop(), Now: clock, AccessStore: w.memory,
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
+		w.gate.random = func() float64 { return 0 }
 		w.lane, err = synclane.New(synclane.Config{PerKey: 2, Total: 4, Deadline: 5 * time.Second, Margin: 100 * time.Millisecond}, w.Dispatcher, w.later, table)
 		if err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -148,8 +149,8 @@ func TestHalfOpenLetsOneThrough(t *testing.T) {
 				if v.Deferred == (c.closes || c.again) {
 					t.Errorf("after the probe: %+v", v)
 				}
-				if !c.closes && !c.again && !v.Until.Equal(clock().Add(10*time.Second)) {
-					t.Errorf("wait until %s, want 10s from %s", v.Until, clock())
+				if !c.closes && !c.again && !v.Until.Equal(clock().Add(20*time.Second)) {
+					t.Errorf("wait until %s, want 20s from %s", v.Until, clock())
 				}
 			})
 		})
@@ -262,11 +263,16 @@ func TestGateConfigNamesTheKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	for key, spoil := range map[string]func(*Config){
-		"gate.consecutive_failures: 0: must be at least 1":  func(c *Config) { c.Gate.ConsecutiveFailures = 0 },
-		"gate.open_for: 1ms: must be at least 100ms":        func(c *Config) { c.Gate.OpenFor = time.Millisecond },
-		"gate.claim_for: 1ms: must be at least 1s":          func(c *Config) { c.Gate.ClaimFor = time.Millisecond },
-		"dispatcher.attempt_bound: 0s: must be at least 1s": func(c *Config) { c.AttemptBound = 0 },
-		"dispatcher.seen_after: 1ms: must be at least 10ms": func(c *Config) { c.SeenAfter = time.Millisecond },
+		"gate.consecutive_failures: 0: must be at least 1":             func(c *Config) { c.Gate.ConsecutiveFailures = 0 },
+		"gate.open_for: 1ms: must be at least 100ms":                   func(c *Config) { c.Gate.OpenFor = time.Millisecond },
+		"gate.failure_rate: 1.5: must be more than 0 and at most 1":    func(c *Config) { c.Gate.FailureRate = 1.5 },
+		"gate.failure_rate: NaN: must be more than 0 and at most 1":    func(c *Config) { c.Gate.FailureRate = math.NaN() },
+		"gate.failure_window: 0s: must be 1s to 10m":                   func(c *Config) { c.Gate.FailureWindow = 0 },
+		"gate.least_attempts: 0: must be at least 1":                   func(c *Config) { c.Gate.LeastAttempts = 0 },
+		"gate.open_at_most: 1s: must be at least open_for (10s), or 0": func(c *Config) { c.Gate.OpenAtMost = time.Second },
+		"gate.claim_for: 1ms: must be at least 1s":                     func(c *Config) { c.Gate.ClaimFor = time.Millisecond },
+		"dispatcher.attempt_bound: 0s: must be at least 1s":            func(c *Config) { c.AttemptBound = 0 },
+		"dispatcher.seen_after: 1ms: must be at least 10ms":            func(c *Config) { c.SeenAfter = time.Millisecond },
 	} {
 		c := DefaultConfig()
 		spoil(&c)

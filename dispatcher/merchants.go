@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,8 @@ type MerchantService struct {
 	notifydv1connect.UnimplementedMerchantServiceHandler // TestMerchant
 
 	*Dispatcher
+	// Queues is asked for what ListKeys says of own queues; nil: nothing is known of them.
+	Queues  Queues
 	secrets Secrets
 }
 
@@ -65,7 +68,7 @@ func (s *MerchantService) PutMerchant(ctx context.Context, req *connect.Request[
 			m.Secrets.SigningSecret = generated
 		}
 		if known != nil {
-			m.Paused, m.PauseReason = known.Paused, known.PauseReason
+			m.Paused, m.PauseReason, m.Release = known.Paused, known.PauseReason, known.Release
 		}
 		return m, nil
 	})
@@ -157,32 +160,40 @@ func (s *MerchantService) PauseMerchant(ctx context.Context, req *connect.Reques
 	if err := checkRequest(req.Msg); err != nil {
 		return nil, err
 	}
-	m, err := s.setPaused(ctx, req.Msg.Id, true, req.Msg.Reason)
+	m, err := s.changeKnown(ctx, req.Msg.Id, func(m *merchant.Merchant) { m.Paused, m.PauseReason = true, req.Msg.Reason })
 	if err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&notifydv1.PauseMerchantResponse{Merchant: merchantToProto(m)}), nil
 }
 
-// ResumeMerchant releases what was held.
+// ResumeMerchant releases what was held, at a rate if one is set. The rate and the instant until which it holds are
+// settings: they survive restarts and hold on whatever node has the merchant's shard.
 func (s *MerchantService) ResumeMerchant(ctx context.Context, req *connect.Request[notifydv1.ResumeMerchantRequest]) (*connect.Response[notifydv1.ResumeMerchantResponse], error) {
 	if err := checkRequest(req.Msg); err != nil {
 		return nil, err
 	}
-	m, err := s.setPaused(ctx, req.Msg.Id, false, "")
+	now := s.now()
+	m, err := s.changeKnown(ctx, req.Msg.Id, func(m *merchant.Merchant) {
+		m.Paused, m.PauseReason, m.Release = false, "", merchant.Release{}
+		if perSecond := cmp.Or(req.Msg.ReleasePerSecond, m.Limits.Release); perSecond > 0 {
+			m.Release = merchant.Release{PerSecond: perSecond, AcceptedBefore: now}
+		}
+	})
 	if err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&notifydv1.ResumeMerchantResponse{Merchant: merchantToProto(m)}), nil
 }
 
-func (s *MerchantService) setPaused(ctx context.Context, id string, paused bool, reason string) (*merchant.Merchant, error) {
+// changeKnown changes a merchant that is there.
+func (s *MerchantService) changeKnown(ctx context.Context, id string, apply func(*merchant.Merchant)) (*merchant.Merchant, error) {
 	return s.change(ctx, id, nil, func(known *merchant.Merchant) (*merchant.Merchant, error) {
 		if known == nil {
 			return nil, notFound("merchant", id)
 		}
 		m := *known
-		m.Paused, m.PauseReason = paused, reason
+		apply(&m)
 		return &m, nil
 	})
 }
@@ -197,7 +208,7 @@ func (s *MerchantService) check(p *notifydv1.Merchant) error {
 	c := p.Contract
 	for field, given := range map[string]bool{
 		"tls": p.Tls != nil, "contract.encoding": c.GetEncoding() != nil, "contract.encryption": c.GetEncryption() != nil,
-		"version": p.Version != 0, "etag": p.Etag != "", "paused": p.Paused, "pause_reason": p.PauseReason != "", "updated_at": p.UpdatedAt != nil,
+		"version": p.Version != 0, "etag": p.Etag != "", "paused": p.Paused, "pause_reason": p.PauseReason != "", "release": p.Release != nil, "updated_at": p.UpdatedAt != nil,
 	} {
 		switch {
 		case !given:
@@ -205,6 +216,8 @@ func (s *MerchantService) check(p *notifydv1.Merchant) error {
 			refuse(field, "is output only; give it as the request's etag")
 		case field == "paused" || field == "pause_reason":
 			refuse(field, "is output only; use PauseMerchant and ResumeMerchant")
+		case field == "release":
+			refuse(field, "is output only; use ResumeMerchant, or limits.release_per_second")
 		case field == "version" || field == "updated_at":
 			refuse(field, "is output only; leave it empty")
 		default:
@@ -270,10 +283,14 @@ func merchantFromProto(p *notifydv1.Merchant) *merchant.Merchant {
 		},
 		Limits: merchant.Limits{
 			RatePerSecond: p.Limits.GetRatePerSecond(), Burst: int(p.Limits.GetBurst()), MaxInFlight: int(p.Limits.GetMaxInFlight()),
+			OwnQueue: p.Limits.GetOwnQueue(), Release: p.Limits.GetReleasePerSecond(),
 		},
 		Timeouts: timeoutsFromProto(p.Timeouts), Schedule: scheduleFromProto(p.Schedule), Isolation: isolationWords[p.Isolation],
 		Persist: notification.Persist(p.Persist), //nolint:gosec // the numbers are the same, and validated
 		Secrets: merchant.Secrets{SigningSecret: p.Contract.GetSigner().GetSecret()},
+	}
+	if p.Ordering.GetDeadPredecessor() == notifydv1.DeadPredecessor_DEAD_PREDECESSOR_BLOCKS {
+		m.Ordering.DeadPredecessor = merchant.DeadBlocks
 	}
 	if len(p.Scenes) > 0 {
 		m.Scenes = map[string]merchant.SceneSettings{}
@@ -298,7 +315,13 @@ func merchantToProto(m *merchant.Merchant) *notifydv1.Merchant {
 		p.UrlPolicy = &notifydv1.UrlPolicy{Hosts: u.Hosts, Ports: u.Ports, HttpsOnly: u.HTTPSOnly}
 	}
 	if l := m.Limits; l != (merchant.Limits{}) {
-		p.Limits = &notifydv1.Limits{RatePerSecond: l.RatePerSecond, Burst: int32(l.Burst), MaxInFlight: int32(l.MaxInFlight)} //nolint:gosec // validated on the way in
+		p.Limits = &notifydv1.Limits{RatePerSecond: l.RatePerSecond, Burst: int32(l.Burst), MaxInFlight: int32(l.MaxInFlight), OwnQueue: l.OwnQueue, ReleasePerSecond: l.Release} //nolint:gosec // validated on the way in
+	}
+	if r := m.Release; r != (merchant.Release{}) {
+		p.Release = &notifydv1.Release{PerSecond: r.PerSecond, AcceptedBefore: toTimestamp(r.AcceptedBefore)}
+	}
+	if m.Ordering.DeadPredecessor == merchant.DeadBlocks {
+		p.Ordering = &notifydv1.Ordering{DeadPredecessor: notifydv1.DeadPredecessor_DEAD_PREDECESSOR_BLOCKS}
 	}
 	for value, word := range isolationWords {
 		if word == m.Isolation && word != "" {

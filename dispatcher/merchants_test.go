@@ -141,3 +141,41 @@ func TestOvertakenMerchantChangesBeginAgain(t *testing.T) {
 	_, err = put("0")
 	wantError(t, "made twice", err, connect.CodeAborted, "read it again", "")
 }
+
+// What waited is released at the rate of the call, else at the merchant's own, else unbound; the rate stands in the
+// settings, where a replacement of the merchant leaves it.
+func TestResumeAtARate(t *testing.T) {
+	f := newFront(t, CallersConfig{})
+	service := NewMerchantService(f.Dispatcher, &numbered{node: "a"})
+	put := func(m *notifydv1.Merchant) (*notifydv1.Merchant, error) {
+		m.Id, m.NotifyUrl = "shop-1", "https://m.test/notify"
+		res, err := got(service.PutMerchant(t.Context(), connect.NewRequest(&notifydv1.PutMerchantRequest{Merchant: m})))
+		return res.GetMerchant(), err
+	}
+	resume := func(perSecond float64) *notifydv1.Release {
+		t.Helper()
+		_, err := service.PauseMerchant(t.Context(), connect.NewRequest(&notifydv1.PauseMerchantRequest{Id: "shop-1", Reason: "dispute"}))
+		must(t, err)
+		res, err := got(service.ResumeMerchant(t.Context(), connect.NewRequest(&notifydv1.ResumeMerchantRequest{Id: "shop-1", ReleasePerSecond: perSecond})))
+		must(t, err)
+		return res.GetMerchant().GetRelease()
+	}
+	_, err := put(&notifydv1.Merchant{})
+	must(t, err)
+	if r := resume(0); r != nil {
+		t.Errorf("without a rate: %v", r)
+	}
+	if r := resume(7); r.GetPerSecond() != 7 || !r.GetAcceptedBefore().AsTime().Equal(f.now()) {
+		t.Errorf("at 7/s: %v", r)
+	}
+	m, err := put(&notifydv1.Merchant{Limits: &notifydv1.Limits{ReleasePerSecond: 3, OwnQueue: true}})
+	must(t, err)
+	if m.GetRelease().GetPerSecond() != 7 || m.GetLimits().GetReleasePerSecond() != 3 || !m.GetLimits().GetOwnQueue() {
+		t.Errorf("after a replacement: %v", m)
+	}
+	if r := resume(0); r.GetPerSecond() != 3 {
+		t.Errorf("at the merchant's own rate: %v", r)
+	}
+	_, err = put(&notifydv1.Merchant{Release: &notifydv1.Release{PerSecond: 1}})
+	wantError(t, "an output field", err, connect.CodeInvalidArgument, "use ResumeMerchant", "merchant.release")
+}

@@ -38,11 +38,7 @@ func (d *Dispatcher) SubmitBatch(ctx context.Context, req *connect.Request[notif
 	d.submit(ctx, subs)
 	out := &notifydv1.SubmitBatchResponse{Results: make([]*notifydv1.SubmitResult, len(subs))}
 	for i, s := range subs {
-		if s.err != nil {
-			out.Results[i] = &notifydv1.SubmitResult{Result: &notifydv1.SubmitResult_Error{Error: itemError(s.err)}}
-		} else {
-			out.Results[i] = &notifydv1.SubmitResult{Result: &notifydv1.SubmitResult_Response{Response: s.response()}}
-		}
+		out.Results[i] = s.result()
 	}
 	return connect.NewResponse(out), nil
 }
@@ -52,6 +48,14 @@ func newSubmission(p *notifydv1.Notification, allowSync bool) *submission {
 		return &submission{err: err}
 	}
 	return &submission{n: fromProto(p), allowSync: allowSync}
+}
+
+// result is the answer beside others: either of the two.
+func (s *submission) result() *notifydv1.SubmitResult {
+	if s.err != nil {
+		return &notifydv1.SubmitResult{Result: &notifydv1.SubmitResult_Error{Error: itemError(s.err)}}
+	}
+	return &notifydv1.SubmitResult{Result: &notifydv1.SubmitResult_Response{Response: s.response()}}
 }
 
 func (s *submission) response() *notifydv1.SubmitResponse {
@@ -203,6 +207,9 @@ func (d *Dispatcher) resend(ctx context.Context, id notification.ID, operator st
 	if err != nil {
 		return nil, err
 	}
+	if err := d.mayResend(n); err != nil {
+		return nil, err
+	}
 	w := notification.Work{Notification: n, Trigger: notification.TriggerResend, Operator: operator}
 	if err := d.delay.Now(context.WithoutCancel(ctx), w); err != nil {
 		d.log.Warn("resend is not on its way yet; the sweep sends it", zap.Stringer("id", id), zap.Error(err))
@@ -230,11 +237,18 @@ func (d *Dispatcher) CancelNotifications(ctx context.Context, req *connect.Reque
 // cancel takes a queued notification back from its lane, or asks the ledger, which refuses while an attempt is in
 // flight. What is due later is refused by its claim; its schedule is taken away as well.
 func (d *Dispatcher) cancel(ctx context.Context, id notification.ID, operator string) (*notification.Notification, error) {
+	return d.withdraw(ctx, id, func(p *notification.Progress) {
+		p.Settle(notification.StateCanceled, notification.ReasonCanceled, notification.SettledByOperator, d.now())
+	}, func() (*notification.Notification, error) { return d.ledger.Cancel(ctx, id, operator, d.now()) })
+}
+
+// withdraw is cancel for whatever reason: settle says so of what its lane gives back, change asks the ledger.
+func (d *Dispatcher) withdraw(ctx context.Context, id notification.ID, settle func(*notification.Progress), change func() (*notification.Notification, error)) (*notification.Notification, error) {
 	if item, ok := d.hand.TakeBack(id); ok {
 		w := item.Work()
 		n := *w.Notification
 		n.Generation++
-		n.Settle(notification.StateCanceled, notification.ReasonCanceled, notification.SettledByOperator, d.now())
+		settle(&n.Progress)
 		d.observer.Settled(&n)
 		done := make(chan error, 1)
 		d.remember(context.WithoutCancel(ctx), w, &n, nil, func(err error) {
@@ -246,11 +260,12 @@ func (d *Dispatcher) cancel(ctx context.Context, id notification.ID, operator st
 	if !d.hand.Settle(ctx, id) {
 		return nil, ledger.ErrInFlight
 	}
-	n, err := d.ledger.Cancel(ctx, id, operator, d.now())
+	n, err := change()
 	if err != nil {
 		return nil, err
 	}
 	d.observer.Settled(n)
+	d.moveUp(ctx, n)
 	if err := d.delay.Cancel(context.WithoutCancel(ctx), notification.Work{Notification: n}); err != nil {
 		d.log.Debug("schedule stays; the claim refuses what it brings", zap.Stringer("id", id), zap.Error(err))
 	}
@@ -285,6 +300,12 @@ func (d *Dispatcher) Explain(ctx context.Context, req *connect.Request[notifydv1
 		Id: n.ID.String(), Lane: laneToProto(n.Route.Lane), Rule: n.Route.Rule, IsolationKey: n.Route.IsolationKey, Egress: n.Route.Egress,
 		ContractProfile: s.m.Contract.Profile, NotifyUrl: n.NotifyURL, Persist: n.Route.Persist.String(), Schedule: schedule.Name,
 		Gate: string(d.gate.Peek(notification.Work{Notification: n}, s.m, d.now())),
+	}
+	if rule := d.access.Judge(n.MerchantID, n.Source, n.Scene, d.now()); rule != nil {
+		out.AccessRule, out.AccessMode = rule.ID, notifydv1.AccessMode(rule.Mode)
+		if CallerOf(ctx).Source == "" { // what operators say to each other
+			out.AccessReason = rule.Reason
+		}
 	}
 	if out.Schedule == "" {
 		out.Schedule = "custom"

@@ -107,7 +107,7 @@ func TestObserverIsToldOfDeliveries(t *testing.T) {
 		}
 		_, _ = w.deliver(t, w.accepted(t, "probe"))
 		w.told.want(t, "opened m:m", "attempted connect_refused")
-		pass(cfg.Gate.OpenFor + time.Second)
+		pass(2*cfg.Gate.OpenFor + time.Second)
 
 		w.sends.answers(notification.Attempt{Outcome: notification.OutcomeRejected, Reason: notification.ReasonGone, Counted: true})
 		_, _ = w.deliver(t, w.accepted(t, "refused"))

@@ -88,6 +88,8 @@ func (p *proof) count(row ledger.ProofRow) {
 		p.final[row.State.String()]++
 	case row.State != 0 && !row.Resting && !row.NextAt.IsZero():
 		p.waiting["due_index"]++
+	case row.State != 0 && !row.Resting && row.Reason == notification.ReasonAwaitingPredecessor: // its predecessor is looked for like all others
+		p.waiting["line"]++
 	default:
 		p.suspects[row.ID] = row
 	}
@@ -139,6 +141,8 @@ func (d *Dispatcher) findSuspects(ctx context.Context, p *proof) error {
 				p.final[n.State.String()]++
 			case !n.Resting && !n.NextAt.IsZero():
 				found(id, "due_index")
+			case !n.Resting && n.Reason == notification.ReasonAwaitingPredecessor:
+				found(id, "line")
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"connectrpc.com/connect"
 	"go.uber.org/zap"
 
+	"notifyd/access"
 	"notifyd/async"
 	"notifyd/ledger"
 	"notifyd/merchant"
@@ -22,6 +24,8 @@ type submission struct {
 	n         *notification.Notification
 	m         *merchant.Merchant
 	allowSync bool
+	barred    *access.Rule // what keeps it from being sent; nil: nothing does
+	trace     string       // of this one alone; empty: that of the call
 
 	// The answer: either err, or where it stands.
 	err       error
@@ -45,9 +49,16 @@ func (d *Dispatcher) submit(ctx context.Context, subs []*submission) {
 	for _, s := range subs {
 		d.admit(ctx, s)
 	}
+	d.submitAdmitted(ctx, subs, began)
+}
+
+// submitAdmitted is submit for what has been admitted since began.
+func (d *Dispatcher) submitAdmitted(ctx context.Context, subs []*submission, began time.Time) {
+	d.bar(ctx, subs)
 	d.meter(subs)
 	defer d.makeRoom(subs)()
 	d.reserve(ctx, subs)
+	d.lineUp(ctx, subs)
 	var answers sync.WaitGroup
 	for _, s := range subs {
 		if s.answered() {
@@ -244,7 +255,9 @@ func (d *Dispatcher) recognise(ctx context.Context, known []*submission) {
 // isUntouched reports whether a row may be all that is left of a submission that was cut short. Its due time would bring it
 // back, much later than a caller that asks again.
 func isUntouched(row *notification.Notification, now time.Time) bool {
-	return row.State == notification.StateAccepted && row.Attempts == 0 && !row.Resting && !row.NotBefore.After(now)
+	waits := row.Reason == notification.ReasonAwaitingPredecessor && row.NextAt.IsZero() // its predecessor's end brings it
+	return row.State == notification.StateAccepted && row.Attempts == 0 && !row.Resting && !row.NotBefore.After(now) && !waits &&
+		row.Reason != notification.ReasonReleased // it has its turn
 }
 
 // enter makes one notification durable in its lane. done is called when it is answered.
@@ -253,10 +266,12 @@ func isUntouched(row *notification.Notification, now time.Time) bool {
 // moment ago, or be asking the merchant right now (P4).
 func (d *Dispatcher) enter(ctx context.Context, s *submission, done func()) {
 	w := notification.Work{
-		Notification: s.n, Trigger: notification.TriggerAuto, SecondCopy: s.duplicate, Unreserved: s.elsewhere, Trace: traceparent(ctx),
+		Notification: s.n, Trigger: notification.TriggerAuto, SecondCopy: s.duplicate, HasRow: s.hasRow, Unreserved: s.elsewhere, Trace: cmp.Or(s.trace, traceparent(ctx)),
 	}
 	isSync := s.n.Route.Lane == notification.LaneSync && s.allowSync
 	switch {
+	case s.barred != nil && !s.duplicate && (s.barred.Mode == access.ModeRecordOnly || !s.n.NotBefore.After(d.now())):
+		d.enterBarred(ctx, s, w, done)
 	case s.n.NotBefore.After(d.now()):
 		d.enterLater(ctx, s, w, s.n.NotBefore, notification.ReasonNotBefore, done)
 	case isSync && s.duplicate:
@@ -291,8 +306,20 @@ func (d *Dispatcher) enterAsync(ctx context.Context, s *submission, w notificati
 		}
 		done()
 	}
-	if n.Route.Persist != notification.PersistLedger || s.hasRow {
+	if n.Route.Persist != notification.PersistLedger {
 		d.async.Accept(w, accepted)
+		return
+	}
+	enter := func() {
+		d.async.Accept(w, func(err error) {
+			if errors.Is(err, async.ErrFull) { // the row stands for it, and its due time brings it: refused it would be sent nevertheless
+				err = nil
+			}
+			accepted(err)
+		})
+	}
+	if s.hasRow {
+		enter()
 		return
 	}
 	released := &ledger.Hold{By: d.run} // the sync lane may have held it: whoever has the shard takes it now
@@ -301,12 +328,7 @@ func (d *Dispatcher) enterAsync(ctx context.Context, s *submission, w notificati
 			accepted(err)
 			return
 		}
-		d.async.Accept(w, func(err error) {
-			if errors.Is(err, async.ErrFull) { // the row stands for it, and its due time brings it: refused it would be sent nevertheless
-				err = nil
-			}
-			accepted(err)
-		})
+		enter()
 	})
 }
 
@@ -348,7 +370,7 @@ func (d *Dispatcher) enterLater(ctx context.Context, s *submission, w notificati
 func (d *Dispatcher) withRow(ctx context.Context, w notification.Work, hold *ledger.Hold, written func(error)) {
 	row := *w.Notification
 	row.NextAt = d.now().Add(backstop)
-	d.ledger.Record(ctx, ledger.Record{Notification: &row, New: true, Unreserved: w.Unreserved, Hold: hold}, written)
+	d.ledger.Record(ctx, ledger.Record{Notification: &row, New: !w.HasRow, Unreserved: w.Unreserved, Hold: hold}, written)
 }
 
 // enterSync asks the merchant while the caller waits. A full lane, or a gate that would not let the attempt through,

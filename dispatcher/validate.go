@@ -108,13 +108,6 @@ func checkNotification(p *notifydv1.Notification) *connect.Error {
 	checkContent(p, refuse)
 	checkTimes(p, refuse)
 	checkOutputOnly(p, refuse)
-	const later = "has no effect in this version and is refused rather than ignored; leave it empty"
-	if p.OrderingKey != "" {
-		refuse("ordering_key", later)
-	}
-	if p.SupersedeKey != "" {
-		refuse("supersede_key", later)
-	}
 	if p.RequestId == "" && p.OrderId == "" {
 		refuse("request_id", "is empty, and without order_id no id can be derived: give one of them")
 	}
@@ -149,6 +142,7 @@ func checkContent(p *notifydv1.Notification, refuse func(field, description stri
 	for field, text := range map[string]string{
 		"source": p.Source, "request_id": p.RequestId, "merchant_id": p.MerchantId, "app_id": p.AppId, "event_type": p.EventType,
 		"order_id": p.OrderId, "order_status": p.OrderStatus, "batch_id": p.BatchId,
+		"ordering_key": p.OrderingKey, "supersede_key": p.SupersedeKey,
 	} {
 		if !printable(text) {
 			refuse(field, fmt.Sprintf("%q: control characters are not allowed", text))

@@ -90,7 +90,7 @@ func TestNoDeliveriesOverRealQueues(t *testing.T) {
 	c := &courier{Memory: ledger.NewMemory(ledger.Config{})}
 	t.Cleanup(c.Close)
 	lane, err := async.New(t.Context(), async.DefaultConfig(), async.Parts{
-		JetStream: js, Deliverer: c, Memory: c, Delayer: delay, Hand: hand.NewTable(), Log: zap.NewNop(), InFlight: func(string) int { return 0 },
+		JetStream: js, Deliverer: c, Memory: c, Delayer: delay, Hand: hand.NewTable(), Log: zap.NewNop(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -177,7 +177,7 @@ func BenchmarkBacklog(b *testing.B) {
 	}
 	c := &courier{Memory: ledger.NewMemory(ledger.Config{})}
 	lane, err := async.New(b.Context(), async.DefaultConfig(), async.Parts{
-		JetStream: js, Deliverer: c, Memory: c, Hand: hand.NewTable(), Log: zap.NewNop(), InFlight: func(string) int { return 0 },
+		JetStream: js, Deliverer: c, Memory: c, Hand: hand.NewTable(), Log: zap.NewNop(),
 	})
 	if err != nil {
 		b.Fatal(err)

@@ -22,6 +22,7 @@ type Memory struct {
 
 	merchants *memorySettings[merchant.Merchant]
 	sources   *memorySettings[source.Source]
+	access    *memoryAccess
 	alarms    memoryAlarms
 
 	mu           sync.Mutex
@@ -30,6 +31,7 @@ type Memory struct {
 	answered     map[notification.ID]bool
 	quarantine   []Quarantined
 	rows         map[notification.ID]*memoryRow
+	lines        memoryLines
 }
 
 // memoryRow is a row of notifications and its attempts. Its notification is replaced, never changed: readers keep theirs.
@@ -50,6 +52,7 @@ func NewMemory(cfg Config) *Memory {
 		rows:         map[notification.ID]*memoryRow{},
 		merchants:    newMemorySettings("merchant", cfg.Now, merchantFields),
 		sources:      newMemorySettings("source", cfg.Now, sourceFields),
+		access:       newMemoryAccess(cfg.Now),
 	}
 }
 
@@ -117,6 +120,9 @@ func (m *Memory) Record(ctx context.Context, r Record, recorded func(error)) {
 
 func (m *Memory) setAside(r Record, why *QuarantinedError) {
 	m.quarantine = append(m.quarantine, Quarantined{Number: int64(len(m.quarantine)) + 1, At: m.now(), ID: why.ID, Reason: why.Err.Error(), Record: r})
+	if !errors.Is(why.Err, errOtherContent) { // which is not what has the place
+		m.leaveLine(r.Notification)
+	}
 }
 
 func (m *Memory) store(r Record) error {
@@ -145,6 +151,7 @@ func (m *Memory) store(r Record) error {
 		m.advance(row, r, n.Progress)
 	}
 	row.add(r.Attempts)
+	m.moveLine(&n)
 	return nil
 }
 
@@ -235,12 +242,13 @@ func (m *Memory) operate(ctx context.Context, what string, id notification.ID, _
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", what, id, err)
 	}
-	progress, err := rule(row.n.Progress, row.claim.live(now, m.gone()), microseconds(now))
+	progress, err := rule(row.n, row.claim.live(now, m.gone()), microseconds(now))
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", what, id, err)
 	}
 	row.move(progress)
 	row.fed = true
+	m.moveLine(row.n)
 	return row.read(), nil
 }
 

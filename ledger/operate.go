@@ -31,7 +31,7 @@ func (l *Postgres) Resend(ctx context.Context, id notification.ID, operator stri
 	return n, nil
 }
 
-type step func(p notification.Progress, inFlight bool, now time.Time) (notification.Progress, error)
+type step func(n *notification.Notification, inFlight bool, now time.Time) (notification.Progress, error)
 
 var setProgress = func() string {
 	var set []string
@@ -49,16 +49,26 @@ func (l *Postgres) operate(ctx context.Context, id notification.ID, operator str
 	defer cancel()
 	var n *notification.Notification
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) (err error) {
+		if n, err = l.find(ctx, tx, id, ""); err != nil {
+			return err
+		}
+		moved := []*pending{{Record: Record{Notification: n}, acceptedAt: n.AcceptedAt}}
+		if err := lockLines(ctx, tx, linesOf(moved)); err != nil { // before the row's lock
+			return err
+		}
 		var claim claimed
 		if n, err = l.find(ctx, tx, id, "for update", claim.into()...); err != nil {
 			return err
 		}
-		if n.Progress, err = rule(n.Progress, claim.live(now, l.gone()), microseconds(now)); err != nil {
+		if n.Progress, err = rule(n, claim.live(now, l.gone()), microseconds(now)); err != nil {
 			return err
 		}
 		args := append(progressValues(&n.Progress), visible(operator), n.AcceptedAt, [16]byte(id))
-		_, err = tx.Exec(ctx, setProgress, args...)
-		return err
+		if _, err = tx.Exec(ctx, setProgress, args...); err != nil {
+			return err
+		}
+		moved[0].Notification = n
+		return l.moveLines(ctx, tx, moving(moved))
 	})
 	if err != nil {
 		return nil, err

@@ -27,6 +27,7 @@ const (
 	lockMerchants  = 7_017_002
 	lockSources    = 7_017_003
 	lockIndexes    = 7_017_004
+	lockAccess     = 7_017_005
 )
 
 // dayOf is the UTC day that a partition is for.
@@ -62,6 +63,9 @@ func (l *Postgres) MaintainPartitions(ctx context.Context, now time.Time) error 
 			l.log.Warn("a day is older than the retention, but something in it is unfinished", zap.Time("day", day))
 			kept = append(kept, day)
 		}
+	}
+	if err := l.deleteEndedPlaces(ctx, cutoff); err != nil {
+		return err
 	}
 	return l.deleteReservations(ctx, cutoff, kept)
 }

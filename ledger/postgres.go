@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
+	"notifyd/access"
 	"notifyd/merchant"
 	"notifyd/notification"
 	"notifyd/source"
@@ -39,8 +40,10 @@ type Postgres struct {
 
 	merchants    settingsTable[merchant.Merchant]
 	sources      settingsTable[source.Source]
+	access       settingsTable[access.Rule]
 	reservations *asks[Reservation, Reserved]
 	claims       *asks[Claim, claimAnswer]
+	lines        *asks[*notification.Notification, Lined]
 	writers      *writers
 	searches     *semaphore.Weighted // those under way: the other connections are for what payments wait for
 
@@ -92,10 +95,12 @@ func Open(ctx context.Context, cfg Config) (*Postgres, error) {
 	}
 	l.reservations = newAsks(cfg.BatchRows, cfg.ReserveTimeout, l.reserve)
 	l.claims = newAsks(cfg.BatchRows, claimTimeout, l.claim)
+	l.lines = newAsks(cfg.BatchRows, cfg.ReserveTimeout, l.lineUp)
 	l.searches = semaphore.NewWeighted(int64(max(1, cfg.MaxConns/4)))
 	l.writers = newWriters(l)
 	l.merchants = settingsTable[merchant.Merchant]{l, "merchant", lockMerchants, merchantFields}
 	l.sources = settingsTable[source.Source]{l, "source", lockSources, sourceFields}
+	l.access = settingsTable[access.Rule]{l, "access_rule", lockAccess, accessFields}
 	if err := l.prepare(ctx); err != nil {
 		if cfg.LateStart && Away(err) {
 			l.log.Warn("postgres is away; starting without it", zap.Error(err))
@@ -229,6 +234,7 @@ func (l *Postgres) Close() {
 	l.writers.close()
 	l.reservations.Wait()
 	l.claims.Wait()
+	l.lines.Wait()
 	l.pool.Close()
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/gob"
+	"errors"
 	"fmt"
 	"time"
 
@@ -46,8 +47,18 @@ func (l *Postgres) addQuarantined(ctx context.Context, p *pending, cause error) 
 	}
 	ctx, cancel := l.bounded(ctx)
 	defer cancel()
-	_, err := l.pool.Exec(ctx, `insert into quarantine (at, notification_id, reason, record) values ($1, $2, $3, $4)`,
-		l.now(), [16]byte(p.Notification.ID), visible(cause.Error()), record.Bytes())
+	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		inLines := linesOf([]*pending{p})
+		if err := lockLines(ctx, tx, inLines); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `insert into quarantine (at, notification_id, reason, record) values ($1, $2, $3, $4)`,
+			l.now(), [16]byte(p.Notification.ID), visible(cause.Error()), record.Bytes())
+		if err != nil || len(inLines) == 0 || errors.Is(cause, errOtherContent) { // which is not what has the place
+			return err
+		}
+		return l.leaveLines(ctx, tx, p)
+	})
 	if err != nil {
 		return err
 	}

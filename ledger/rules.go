@@ -109,22 +109,41 @@ func verdict(stored notification.Progress, claim claimed, c Claim, now time.Time
 	}
 }
 
-// canceled is the progress after a cancellation.
-func canceled(p notification.Progress, inFlight bool, now time.Time) (notification.Progress, error) {
-	switch {
-	case p.State.Final():
-		return p, ErrFinal
-	case inFlight:
-		return p, ErrInFlight
+// canceled is the progress after a cancellation. A dead one that others may wait for can be canceled, so that they go on.
+func canceled(n *notification.Notification, inFlight bool, now time.Time) (notification.Progress, error) {
+	blocks := n.State == notification.StateDead && n.OrderingKey != ""
+	if n.State.Final() && !blocks {
+		return n.Progress, ErrFinal
 	}
+	if inFlight {
+		return n.Progress, ErrInFlight
+	}
+	p := n.Progress
 	p.Settle(notification.StateCanceled, notification.ReasonCanceled, notification.SettledByOperator, now)
 	p.Generation++
 	return p, nil
 }
 
+// supersededBy is the progress after a newer one was accepted.
+func supersededBy(newer notification.ID) step {
+	return func(n *notification.Notification, inFlight bool, now time.Time) (notification.Progress, error) {
+		switch {
+		case n.State.Final():
+			return n.Progress, ErrFinal
+		case inFlight:
+			return n.Progress, ErrInFlight
+		}
+		p := n.Progress
+		p.Supersede(newer, now)
+		p.Generation++
+		return p, nil
+	}
+}
+
 // resent is the progress after an operator asked for another attempt. A lapsed claim stays: its attempt is still to be
 // recorded as interrupted.
-func resent(p notification.Progress, inFlight bool, now time.Time) (notification.Progress, error) {
+func resent(n *notification.Notification, inFlight bool, now time.Time) (notification.Progress, error) {
+	p := n.Progress
 	if inFlight {
 		return p, ErrInFlight
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"notifyd/access"
 	"notifyd/merchant"
 	"notifyd/source"
 )
@@ -30,11 +31,19 @@ type snapshotFile struct {
 type snapshotSettings struct {
 	Merchants []storedSettings `json:"merchants"`
 	Sources   []storedSettings `json:"sources"`
+	Access    []storedSettings `json:"access"`
 }
 
 var snapshotPlace = []byte("settings snapshot")
 
-// SaveSettings writes the merchants and sources, their secrets still sealed, to a file that LoadSettings reads. The file
+// Settings are what operators have set, in the order of versions.
+type Settings struct {
+	Merchants []*merchant.Merchant
+	Sources   []*source.Source
+	Access    []*access.Rule
+}
+
+// SaveSettings writes the merchants, the sources and the rules of access, secrets still sealed, to a file that LoadSettings reads. The file
 // is replaced whole or not at all, and durable when it returns.
 func (l *Postgres) SaveSettings(ctx context.Context, path string) error {
 	settings, err := l.storedSettings(ctx)
@@ -60,7 +69,7 @@ func (l *Postgres) SaveSettings(ctx context.Context, path string) error {
 	return nil
 }
 
-// storedSettings reads both tables as they were at one moment.
+// storedSettings reads the tables as they were at one moment.
 func (l *Postgres) storedSettings(ctx context.Context) (s snapshotSettings, err error) {
 	ctx, cancel := l.bounded(ctx)
 	defer cancel()
@@ -68,51 +77,56 @@ func (l *Postgres) storedSettings(ctx context.Context) (s snapshotSettings, err 
 		if s.Merchants, err = l.merchants.stored(ctx, tx, `order by version`); err != nil {
 			return err
 		}
-		s.Sources, err = l.sources.stored(ctx, tx, `order by version`)
+		if s.Sources, err = l.sources.stored(ctx, tx, `order by version`); err != nil {
+			return err
+		}
+		s.Access, err = l.access.stored(ctx, tx, `order by version`)
 		return err
 	})
 	return s, err
 }
 
-// LoadSettings reads what SaveSettings wrote, in the order of versions. It asks nobody. Without the file the error is
+// LoadSettings reads what SaveSettings wrote. It asks nobody. Without the file the error is
 // os.ErrNotExist; one that is damaged, or was written under another master key, is refused whole.
-func (l *Postgres) LoadSettings(path string) ([]*merchant.Merchant, []*source.Source, error) {
+func (l *Postgres) LoadSettings(path string) (Settings, error) {
 	content, err := os.ReadFile(path) //nolint:gosec // the operator names the folder
 	if err != nil {
-		return nil, nil, fmt.Errorf("load settings: %w", err)
+		return Settings{}, fmt.Errorf("load settings: %w", err)
 	}
-	merchants, sources, err := l.openSnapshot(content)
+	settings, err := l.openSnapshot(content)
 	if err != nil {
-		return nil, nil, fmt.Errorf("load settings: %s: %w", path, err)
+		return Settings{}, fmt.Errorf("load settings: %s: %w", path, err)
 	}
-	return merchants, sources, nil
+	return settings, nil
 }
 
-func (l *Postgres) openSnapshot(content []byte) ([]*merchant.Merchant, []*source.Source, error) {
+func (l *Postgres) openSnapshot(content []byte) (opened Settings, _ error) {
 	var file snapshotFile
 	if err := json.Unmarshal(content, &file); err != nil {
-		return nil, nil, fmt.Errorf("damaged: %w", err)
+		return opened, fmt.Errorf("damaged: %w", err)
 	}
 	if file.Format != snapshotFormat {
-		return nil, nil, fmt.Errorf("format is %d, want %d", file.Format, snapshotFormat)
+		return opened, fmt.Errorf("format is %d, want %d", file.Format, snapshotFormat)
 	}
 	digest, err := l.cfg.Keys.Open(file.Seal, snapshotPlace)
 	if err != nil {
-		return nil, nil, err
+		return opened, err
 	}
 	if actual := sha256.Sum256(file.Settings); !bytes.Equal(digest, actual[:]) {
-		return nil, nil, errors.New("damaged: the settings are not those that were sealed")
+		return opened, errors.New("damaged: the settings are not those that were sealed")
 	}
 	var settings snapshotSettings
 	if err := json.Unmarshal(file.Settings, &settings); err != nil {
-		return nil, nil, fmt.Errorf("damaged: %w", err)
+		return opened, fmt.Errorf("damaged: %w", err)
 	}
-	merchants, err := l.merchants.openAll(settings.Merchants)
-	if err != nil {
-		return nil, nil, err
+	if opened.Merchants, err = l.merchants.openAll(settings.Merchants); err != nil {
+		return opened, err
 	}
-	sources, err := l.sources.openAll(settings.Sources)
-	return merchants, sources, err
+	if opened.Sources, err = l.sources.openAll(settings.Sources); err != nil {
+		return opened, err
+	}
+	opened.Access, err = l.access.openAll(settings.Access)
+	return opened, err
 }
 
 // replaceFile makes a file appear whole and durable, in the place of the one before. Nobody but its owner may read it.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"notifyd/access"
 	"notifyd/ledger"
 	"notifyd/merchant"
 	"notifyd/source"
@@ -19,7 +20,7 @@ func TestSettingsSnapshot(t *testing.T) {
 	url := shared.database(t)
 	l := openLedger(t, ledger.Config{URL: url})
 	path := filepath.Join(t.TempDir(), "settings.json")
-	if _, _, err := l.LoadSettings(path); !errors.Is(err, os.ErrNotExist) {
+	if _, err := l.LoadSettings(path); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("no file: %v", err)
 	}
 	for _, id := range []string{"b", "a"} {
@@ -33,6 +34,9 @@ func TestSettingsSnapshot(t *testing.T) {
 	if _, err := l.PutSource(t.Context(), &source.Source{ID: "pay"}, nil); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := l.PutAccessRule(t.Context(), &access.Rule{ID: "merchant/a/block", Subject: access.Subject{Kind: access.KindMerchant, ID: "a"}, Effect: access.EffectBlock, Mode: access.ModeHold}, nil); err != nil {
+		t.Fatal(err)
+	}
 	if err := l.SaveSettings(t.Context(), path); err != nil { // over the one before
 		t.Fatal(err)
 	}
@@ -44,11 +48,15 @@ func TestSettingsSnapshot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	merchants, sources, err := l.LoadSettings(path)
-	if err != nil || len(merchants) != 2 || len(sources) != 1 {
-		t.Fatalf("loaded %d merchants and %d sources, %v", len(merchants), len(sources), err)
+	wantAccess, err := l.AccessRulesSince(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if diff := cmp.Diff(wantMerchants, merchants) + cmp.Diff(wantSources, sources); diff != "" {
+	loaded, err := l.LoadSettings(path)
+	if err != nil || len(loaded.Merchants) != 2 || len(loaded.Sources) != 1 || len(loaded.Access) != 1 {
+		t.Fatalf("loaded %+v, %v", loaded, err)
+	}
+	if diff := cmp.Diff(ledger.Settings{Merchants: wantMerchants, Sources: wantSources, Access: wantAccess}, loaded); diff != "" {
 		t.Errorf("(-ledger +file)\n%s", diff)
 	}
 	content, err := os.ReadFile(path)
@@ -82,7 +90,7 @@ func TestSettingsSnapshot(t *testing.T) {
 		if err := os.WriteFile(path, c.content, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if m, s, err := l.LoadSettings(path); err == nil || !strings.Contains(err.Error(), c.want) || m != nil || s != nil || errors.Is(err, os.ErrNotExist) {
+		if s, err := l.LoadSettings(path); err == nil || !strings.Contains(err.Error(), c.want) || !cmp.Equal(s, ledger.Settings{}) || errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -103,7 +111,7 @@ func TestSettingsSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stranger.Close()
-	if _, _, err := stranger.LoadSettings(path); err == nil || !strings.Contains(err.Error(), "another master key") {
+	if _, err := stranger.LoadSettings(path); err == nil || !strings.Contains(err.Error(), "another master key") {
 		t.Errorf("another master key: %v", err)
 	}
 	if err := l.SaveSettings(t.Context(), filepath.Join(t.TempDir(), "no", "folder")); err == nil {

@@ -28,7 +28,11 @@ func (l *Postgres) store(ctx context.Context, batch []*pending, careful bool) er
 			return err
 		}
 	}
+	inLines := moving(batch)
 	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		if err := lockLines(ctx, tx, linesOf(inLines)); err != nil {
+			return err
+		}
 		if err := settleAcceptance(ctx, tx, batch, careful); err != nil {
 			return err
 		}
@@ -41,6 +45,9 @@ func (l *Postgres) store(ctx context.Context, batch []*pending, careful bool) er
 			if err := l.upsert(ctx, tx, wave, i > 0); err != nil {
 				return err
 			}
+		}
+		if err := l.moveLines(ctx, tx, inLines); err != nil {
+			return err
 		}
 		if careful {
 			return addAttempts(ctx, tx, r.attempts)

@@ -31,10 +31,12 @@ type Merchant struct {
 	Isolation Isolation                `json:"isolation,omitempty"`
 	Persist   notification.Persist     `json:"persist,omitempty"`
 	Scenes    map[string]SceneSettings `json:"scenes,omitempty"`
+	Ordering  Ordering                 `json:"ordering,omitzero"`
 
 	// Kept by the engine.
-	Paused      bool   `json:"paused,omitempty"`
-	PauseReason string `json:"pause_reason,omitempty"`
+	Paused      bool    `json:"paused,omitempty"`
+	PauseReason string  `json:"pause_reason,omitempty"`
+	Release     Release `json:"release,omitzero"`
 
 	Version   int64     `json:"-"` // grows over all merchants with every change
 	UpdatedAt time.Time `json:"-"`
@@ -66,7 +68,29 @@ type Limits struct {
 	RatePerSecond float64 `json:"rate_per_second,omitempty"` // 0: unlimited
 	Burst         int     `json:"burst,omitempty"`
 	MaxInFlight   int     `json:"max_in_flight,omitempty"`
+	OwnQueue      bool    `json:"own_queue,omitempty"`          // everything goes through it
+	Release       float64 `json:"release_per_second,omitempty"` // where ResumeMerchant does not say; 0: unlimited
 }
+
+// Release bounds how fast goes out what waited while the merchant was paused; the zero value does not.
+type Release struct {
+	PerSecond      float64   `json:"per_second,omitempty"` // of each isolation key
+	AcceptedBefore time.Time `json:"accepted_before,omitzero"`
+}
+
+// Ordering is how a merchant's notifications with an ordering key follow each other.
+type Ordering struct {
+	DeadPredecessor DeadPredecessor `json:"dead_predecessor,omitempty"`
+}
+
+// DeadPredecessor says what a dead notification means for those behind it.
+type DeadPredecessor string
+
+// The rules for dead predecessors; none is DeadReleases.
+const (
+	DeadReleases DeadPredecessor = "releases" // they go on
+	DeadBlocks   DeadPredecessor = "blocks"   // they wait until it is resent and delivered, or canceled, or the rule changes
+)
 
 // Timeouts of one attempt; a zero one has the engine's default.
 type Timeouts struct {

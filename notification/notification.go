@@ -78,7 +78,8 @@ const (
 	SettledByMerchant            = "merchant"
 	SettledByOperator            = "operator"
 	SettledByExpiry              = "expiry"
-	SettledByEngine              = "engine" // no request can be made of it
+	SettledByEngine              = "engine"     // no request can be made of it
+	SettledBySupersede           = "supersede:" // and the id of the newer one
 )
 
 // Settle makes the notification final.
@@ -87,7 +88,13 @@ func (p *Progress) Settle(state State, reason Reason, by string, at time.Time) {
 	p.NextAt, p.DeferredSince, p.Resting = time.Time{}, time.Time{}, false
 }
 
-// Defer says that the notification waits for the gate, since now unless it waits already. A paused merchant's is held.
+// Supersede makes the notification final because of a newer one.
+func (p *Progress) Supersede(newer ID, at time.Time) {
+	p.Settle(StateCanceled, ReasonSuperseded, SettledBySupersede+newer.String(), at)
+}
+
+// Defer says that the notification waits for the gate, since now unless it waits already. A paused merchant's is held, and
+// so is what the lists bar.
 func (p *Progress) Defer(reason Reason, now time.Time) {
 	if p.DeferredSince.IsZero() {
 		p.DeferredSince = now
@@ -95,7 +102,7 @@ func (p *Progress) Defer(reason Reason, now time.Time) {
 	p.Reason, p.UpdatedAt = reason, now
 	switch {
 	case p.State.Final(): // a resend of a delivered one
-	case reason == ReasonMerchantPaused:
+	case reason == ReasonMerchantPaused, reason.Barred():
 		p.State = StateHeld
 	case p.Attempts > 0:
 		p.State = StateRetrying

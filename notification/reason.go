@@ -51,24 +51,30 @@ const (
 
 // Why a notification stands where it stands, beside the reason of its last attempt.
 const (
-	ReasonInFlight          Reason = "in_flight"          // being sent right now
-	ReasonAwaitingAnswer    Reason = "awaiting_answer"    // sync lane: the caller's time was up first
-	ReasonQueued            Reason = "queued"             // durable, its turn has not come
-	ReasonNotBefore         Reason = "not_before"         // its first attempt is due later
-	ReasonSyncLaneFull      Reason = "sync_lane_full"     // went async instead
-	ReasonSyncLaneAway      Reason = "sync_lane_away"     // no node of the sync lane answers; went async instead
-	ReasonBreakerOpen       Reason = "breaker_open"       // deferred
-	ReasonRateLimited       Reason = "rate_limited"       // deferred
-	ReasonBacklog           Reason = "backlog"            // waits behind others of its merchant in the own queue
-	ReasonMerchantPaused    Reason = "merchant_paused"    // held
-	ReasonMerchantMissing   Reason = "merchant_missing"   // its merchant was removed
-	ReasonStaleGeneration   Reason = "stale_generation"   // a newer generation goes on elsewhere
-	ReasonCanceled          Reason = "canceled"           // by the caller or an operator
-	ReasonExpired           Reason = "expired"            // expires_at passed
-	ReasonScheduleExhausted Reason = "schedule_exhausted" // no attempt left
-	ReasonResend            Reason = "resend"             // an operator asked for another attempt
-	ReasonSweep             Reason = "sweep"              // found overdue, due again now
-	ReasonUndecodable       Reason = "undecodable"        // a stored message that cannot be read
+	ReasonInFlight            Reason = "in_flight"            // being sent right now
+	ReasonAwaitingAnswer      Reason = "awaiting_answer"      // sync lane: the caller's time was up first
+	ReasonQueued              Reason = "queued"               // durable, its turn has not come
+	ReasonNotBefore           Reason = "not_before"           // its first attempt is due later
+	ReasonSyncLaneFull        Reason = "sync_lane_full"       // went async instead
+	ReasonSyncLaneAway        Reason = "sync_lane_away"       // no node of the sync lane answers; went async instead
+	ReasonBreakerOpen         Reason = "breaker_open"         // deferred
+	ReasonBreakerForcedOpen   Reason = "breaker_forced_open"  // deferred: an operator holds the breaker open
+	ReasonRateLimited         Reason = "rate_limited"         // deferred
+	ReasonBacklog             Reason = "backlog"              // waits behind others of its merchant in the own queue
+	ReasonMerchantPaused      Reason = "merchant_paused"      // held
+	ReasonBlocked             Reason = "blocked"              // a rule of access blocks it: held, or recorded only
+	ReasonNotAllowed          Reason = "not_allowed"          // the allow-only mode, and no rule allows it: held, or recorded only
+	ReasonReleased            Reason = "released"             // no rule holds it any more; its turn is set
+	ReasonMerchantMissing     Reason = "merchant_missing"     // its merchant was removed
+	ReasonAwaitingPredecessor Reason = "awaiting_predecessor" // one with its ordering_key was accepted earlier and is not final
+	ReasonSuperseded          Reason = "superseded"           // a newer one with its supersede_key was accepted
+	ReasonStaleGeneration     Reason = "stale_generation"     // a newer generation goes on elsewhere
+	ReasonCanceled            Reason = "canceled"             // by the caller or an operator
+	ReasonExpired             Reason = "expired"              // expires_at passed
+	ReasonScheduleExhausted   Reason = "schedule_exhausted"   // no attempt left
+	ReasonResend              Reason = "resend"               // an operator asked for another attempt
+	ReasonSweep               Reason = "sweep"                // found overdue, due again now
+	ReasonUndecodable         Reason = "undecodable"          // a stored message that cannot be read
 )
 
 // Reasons is the closed set.
@@ -82,7 +88,7 @@ func Reasons() []Reason {
 		ReasonBodyTimeout, ReasonBadResponse, ReasonInterrupted, ReasonBlockedAddress, ReasonBadNotifyURL, ReasonEncodeFailure,
 		ReasonResolverFailure, ReasonLocalPorts, ReasonShutdown, ReasonInternal,
 		ReasonInFlight, ReasonAwaitingAnswer, ReasonQueued, ReasonNotBefore, ReasonSyncLaneFull, ReasonSyncLaneAway, ReasonBreakerOpen,
-		ReasonRateLimited, ReasonBacklog, ReasonMerchantPaused, ReasonMerchantMissing, ReasonStaleGeneration, ReasonCanceled,
+		ReasonBreakerForcedOpen, ReasonRateLimited, ReasonBacklog, ReasonMerchantPaused, ReasonBlocked, ReasonNotAllowed, ReasonReleased, ReasonMerchantMissing, ReasonAwaitingPredecessor, ReasonSuperseded, ReasonStaleGeneration, ReasonCanceled,
 		ReasonExpired, ReasonScheduleExhausted, ReasonResend, ReasonSweep, ReasonUndecodable,
 	}
 }
@@ -90,6 +96,9 @@ func Reasons() []Reason {
 // Counts reports whether an attempt that ended so uses up a step of the schedule. Our own faults do not (P7), but for a bug,
 // which would be repeated for ever.
 func (r Reason) Counts() bool { return !r.OurFault() || r == ReasonInternal }
+
+// Barred reports whether it is the lists of merchants and sources that keep a notification from being sent.
+func (r Reason) Barred() bool { return r == ReasonBlocked || r == ReasonNotAllowed }
 
 // Permanent reports whether no later attempt can end otherwise while nobody changes anything: no request can be made.
 func (r Reason) Permanent() bool { return r == ReasonEncodeFailure || r == ReasonBadNotifyURL }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"notifyd/access"
 	"notifyd/ledger"
 	"notifyd/merchant"
 	"notifyd/notification"
@@ -21,6 +22,10 @@ type Postgres interface {
 	FindMany(ctx context.Context, ids []notification.ID) (map[notification.ID]*notification.Notification, error)
 	List(ctx context.Context, f ledger.Filter, limit int, after ledger.Cursor) ([]*notification.Notification, ledger.Cursor, error)
 	Batch(ctx context.Context, batchID, sourceID string) (*ledger.BatchProgress, error)
+	LineUp(ctx context.Context, list []*notification.Notification) ([]ledger.Lined, error)
+	Turn(ctx context.Context, n *notification.Notification) (ledger.Turn, error)
+	Next(ctx context.Context, ended []*notification.Notification, now time.Time) ([]*notification.Notification, error)
+	Supersede(ctx context.Context, id, by notification.ID, now time.Time) (*notification.Notification, error)
 	Cancel(ctx context.Context, id notification.ID, operator string, now time.Time) (*notification.Notification, error)
 	Resend(ctx context.Context, id notification.ID, operator string, now time.Time) (*notification.Notification, error)
 	Quarantine(ctx context.Context, after int64, limit int) ([]ledger.Quarantined, error)
@@ -32,6 +37,11 @@ type Postgres interface {
 	PutSource(ctx context.Context, s *source.Source, ifVersion *int64) (*source.Source, error)
 	ListSources(ctx context.Context, after string, limit int) ([]*source.Source, error)
 	SourcesSince(ctx context.Context, version int64) ([]*source.Source, error)
+	PutAccessRule(ctx context.Context, r *access.Rule, ifVersion *int64) (*access.Rule, error)
+	AccessRulesSince(ctx context.Context, version int64) ([]*access.Rule, error)
+	AccessChanges(ctx context.Context, ruleID string, before int64, limit int) ([]access.Change, error)
+	Barred(ctx context.Context, after ledger.Barred, limit int) ([]ledger.Barred, error)
+	Release(ctx context.Context, b ledger.Barred, gap time.Duration, from, until time.Time) (int, error)
 
 	Feed(ctx context.Context, horizon time.Time, limit int) ([]*notification.Notification, error)
 	Rescue(ctx context.Context, overdueBefore, now time.Time, limit int) ([]*notification.Notification, error)
@@ -126,6 +136,30 @@ func (a asking) Batch(ctx context.Context, batchID, sourceID string) (*ledger.Ba
 	})
 }
 
+// LineUp is Postgres'.
+func (a asking) LineUp(ctx context.Context, list []*notification.Notification) ([]ledger.Lined, error) {
+	return ask(ctx, ctx, a.away, func(ctx context.Context) ([]ledger.Lined, error) { return a.postgres.LineUp(ctx, list) })
+}
+
+// Turn is Postgres'.
+func (a asking) Turn(ctx context.Context, n *notification.Notification) (ledger.Turn, error) {
+	return ask(ctx, ctx, a.away, func(ctx context.Context) (ledger.Turn, error) { return a.postgres.Turn(ctx, n) })
+}
+
+// Next is Postgres'.
+func (a asking) Next(ctx context.Context, ended []*notification.Notification, now time.Time) ([]*notification.Notification, error) {
+	return ask(ctx, ctx, a.away, func(ctx context.Context) ([]*notification.Notification, error) {
+		return a.postgres.Next(ctx, ended, now)
+	})
+}
+
+// Supersede is Postgres'.
+func (a asking) Supersede(ctx context.Context, id, by notification.ID, now time.Time) (*notification.Notification, error) {
+	return ask(ctx, ctx, a.away, func(ctx context.Context) (*notification.Notification, error) {
+		return a.postgres.Supersede(ctx, id, by, now)
+	})
+}
+
 // Cancel is Postgres'.
 func (a asking) Cancel(ctx context.Context, id notification.ID, operator string, now time.Time) (*notification.Notification, error) {
 	return ask(ctx, ctx, a.away, func(ctx context.Context) (*notification.Notification, error) {
@@ -174,6 +208,33 @@ func (a asking) ListSources(ctx context.Context, after string, limit int) ([]*so
 // SourcesSince is Postgres'.
 func (a asking) SourcesSince(ctx context.Context, version int64) ([]*source.Source, error) {
 	return ask(ctx, ctx, a.away, func(ctx context.Context) ([]*source.Source, error) { return a.postgres.SourcesSince(ctx, version) })
+}
+
+// PutAccessRule is Postgres'.
+func (a asking) PutAccessRule(ctx context.Context, r *access.Rule, ifVersion *int64) (*access.Rule, error) {
+	return ask(ctx, ctx, a.away, func(ctx context.Context) (*access.Rule, error) { return a.postgres.PutAccessRule(ctx, r, ifVersion) })
+}
+
+// AccessRulesSince is Postgres'.
+func (a asking) AccessRulesSince(ctx context.Context, version int64) ([]*access.Rule, error) {
+	return ask(ctx, ctx, a.away, func(ctx context.Context) ([]*access.Rule, error) { return a.postgres.AccessRulesSince(ctx, version) })
+}
+
+// AccessChanges is Postgres'.
+func (a asking) AccessChanges(ctx context.Context, ruleID string, before int64, limit int) ([]access.Change, error) {
+	return ask(ctx, ctx, a.away, func(ctx context.Context) ([]access.Change, error) {
+		return a.postgres.AccessChanges(ctx, ruleID, before, limit)
+	})
+}
+
+// Barred is Postgres'.
+func (a asking) Barred(ctx context.Context, after ledger.Barred, limit int) ([]ledger.Barred, error) {
+	return ask(ctx, ctx, a.away, func(ctx context.Context) ([]ledger.Barred, error) { return a.postgres.Barred(ctx, after, limit) })
+}
+
+// Release is Postgres'.
+func (a asking) Release(ctx context.Context, b ledger.Barred, gap time.Duration, from, until time.Time) (int, error) {
+	return ask(ctx, ctx, a.away, func(ctx context.Context) (int, error) { return a.postgres.Release(ctx, b, gap, from, until) })
 }
 
 // Feed is Postgres', but finds nothing until Postgres has what was recorded during its absence.

@@ -564,7 +564,7 @@ func badInput(t *testing.T, w *world) {
 		{"broken JSON", func(n *notifydv1.Notification) { n.Payload = `{"a":}` }, connect.CodeInvalidArgument, "notification.payload"},
 		{"currency", func(n *notifydv1.Notification) { n.Amount.Currency = "yuan" }, connect.CodeInvalidArgument, "notification.amount.currency"},
 		{"output field", func(n *notifydv1.Notification) { n.State = notifydv1.State_STATE_DELIVERED }, connect.CodeInvalidArgument, "notification.state"},
-		{"ordering has no effect yet", func(n *notifydv1.Notification) { n.OrderingKey = "k" }, connect.CodeInvalidArgument, "notification.ordering_key"},
+		{"control characters in a key", func(n *notifydv1.Notification) { n.OrderingKey = "k\n" }, connect.CodeInvalidArgument, "notification.ordering_key"},
 		{"expired already", func(n *notifydv1.Notification) { n.ExpiresAt = timestamppb.New(time.Unix(1, 0)) }, connect.CodeInvalidArgument, "notification.expires_at"},
 		{"no name at all", func(n *notifydv1.Notification) { n.RequestId, n.OrderId = "", "" }, connect.CodeInvalidArgument, "notification.request_id"},
 		{"too large", func(n *notifydv1.Notification) { n.Payload = `"` + strings.Repeat("x", 300<<10) + `"` }, connect.CodeInvalidArgument, "notification"},

@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
+	"notifyd/access"
 	"notifyd/async"
 	"notifyd/cluster"
 	"notifyd/dispatcher"
@@ -68,6 +69,7 @@ type stores struct {
 	js      jetstream.JetStream
 	memory  *ledger.Postgres
 	cluster *cluster.Cluster
+	board   *cluster.Board // of breakers
 	// One stands in for the other: kept keeps what Postgres cannot take, queues make rows of what NATS cannot.
 	natsAway, pgAway *outage.Watch
 	kept             *outage.Ledger
@@ -181,6 +183,29 @@ func (e *engine) embedNATS(ctx context.Context, s *stores, log *zap.Logger) (*na
 	return server.Connect(nats.Name("notifyd"), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1))
 }
 
+// breakersBucket is where nodes tell each other of breakers.
+const breakersBucket = "notifyd_breakers"
+
+// boardWait bounds how long a start waits for what other nodes, and this one's last run, say of breakers.
+const boardWait = 2 * time.Second
+
+// shareBreakers learns what is known of breakers before anything is sent, if NATS says it soon, and goes on sharing it.
+func (e *engine) shareBreakers(ctx context.Context, s stores) {
+	e.parts.run(ctx, "breakers", e.dispatch.RunBreakers)
+	e.parts.run(ctx, "board of breakers", func(ctx context.Context) error { return s.board.Run(ctx, e.dispatch.LearnBoard) })
+	if s.natsAway.Away() {
+		return
+	}
+	wait := time.NewTimer(boardWait)
+	defer wait.Stop()
+	select {
+	case <-s.board.Learned():
+	case <-ctx.Done():
+	case <-wait.C:
+		e.log.Warn("what other nodes know of breakers is not known yet; it is learned later", zap.Duration("waited", boardWait))
+	}
+}
+
 // startCluster shows that this node lives, and shares the shards with the others that deliver.
 func (e *engine) startCluster(ctx context.Context, s *stores) error {
 	cfg := cluster.DefaultConfig()
@@ -193,7 +218,10 @@ func (e *engine) startCluster(ctx context.Context, s *stores) error {
 		return err
 	}
 	e.parts.run(ctx, "cluster", s.cluster.Run)
-	return nil
+	shared := cluster.DefaultBoardConfig()
+	shared.Bucket, shared.Replicas = breakersBucket, e.cfg.NATS.Replicas
+	s.board, err = cluster.NewBoard(s.js, shared, e.log.Named("cluster"))
+	return err
 }
 
 func (e *engine) startLedger(ctx context.Context, s *stores) error {
@@ -280,6 +308,7 @@ type lanes struct {
 	async     *async.Lane
 	sync      *synclane.Lane // nil: other nodes are asked
 	sources   *source.Registry
+	access    *access.Registry
 	merchants *merchant.Registry
 }
 
@@ -292,12 +321,14 @@ func (e *engine) startLanes(ctx context.Context, s stores, observers dispatcher.
 	if err := e.startAdmin(ctx, s, l, tally, shown); err != nil {
 		return err
 	}
+	e.shareBreakers(ctx, s)
 	roles := e.cfg.Roles
 	e.parts.run(ctx, "settings snapshot", func(ctx context.Context) error { return e.saveSettings(ctx, s, l) })
 	e.parts.run(ctx, "dispatcher", e.dispatch.Run)
 	e.parts.run(ctx, "streams", l.async.KeepStreams)
 	if roles.has(roleRetry) {
 		e.parts.run(ctx, "sweep", l.sweep.Run)
+		e.parts.run(ctx, "releases", e.dispatch.RunReleases)
 	}
 	if roles.has(roleAsync) {
 		e.parts.run(ctx, "async lane", func(ctx context.Context) error {
@@ -326,7 +357,7 @@ func (e *engine) makeLanes(ctx context.Context, s stores, observers dispatcher.O
 		return nil, err
 	}
 	e.parts.opened("egress", func() error { client.Close(); return nil })
-	l := &lanes{sources: source.NewRegistry(), merchants: merchant.NewRegistry()}
+	l := &lanes{sources: source.NewRegistry(), access: access.NewRegistry(), merchants: merchant.NewRegistry()}
 	l.sweep = retry.NewSweep(e.cfg.Retry, s.kept, s.queues, s.natsAway.Away, e.log.Named("sweep"))
 
 	merchants, table, later := l.merchants, hand.NewTable(), &laterPlaces{}
@@ -337,25 +368,26 @@ func (e *engine) makeLanes(ctx context.Context, s stores, observers dispatcher.O
 	settings := e.cfg.Dispatcher
 	settings.Total, settings.Grace = e.cfg.Egress.TotalTimeout, e.cfg.Egress.Grace
 	d, err := dispatcher.New(settings, dispatcher.Parts{
-		Run: e.run, Ledger: s.kept, Store: s.kept, Merchants: merchants, SourceStore: s.kept, Sources: l.sources, Router: routes,
-		Sender: e.newSender(client), URLs: urls{client.Guard()}, Delay: s.queues, Hand: table, Places: later, Observer: observers,
+		Run: e.run, Ledger: s.kept, Store: s.kept, Merchants: merchants, SourceStore: s.kept, Sources: l.sources, AccessStore: s.kept, Access: l.access, Router: routes,
+		Sender: e.newSender(client), URLs: urls{client.Guard()}, Delay: s.queues, Hand: table, Places: later, Observer: observers, Board: s.board,
 		Log: e.log.Named("dispatcher"), Now: now,
 	})
 	if err != nil {
 		return nil, err
 	}
 	e.dispatch = d
-	if err := errors.Join(d.LearnMerchants(ctx), d.LearnSources(ctx)); err != nil {
+	if err := errors.Join(d.LearnMerchants(ctx), d.LearnSources(ctx), d.LearnAccess(ctx)); err != nil {
 		e.adoptSettings(s, err)
 	}
 	l.async, err = async.New(ctx, e.cfg.Async, async.Parts{
 		JetStream: s.js, Deliverer: d, Memory: d, Delayer: delayer{s.queues, s.window}, Hand: table, Log: e.log.Named("async"), Crashed: s.crashed,
-		Shards: s.cluster, Away: s.natsAway.Away, Due: s.kept, Recall: recall(s.kept, e.log.Named("async")),
-		InFlight: func(id string) int {
-			if m := merchants.Get(id); m != nil {
-				return m.Limits.MaxInFlight
+		Shards: s.cluster, Spread: e.spread(), Away: s.natsAway.Away, Due: s.kept, Recall: recall(s.kept, e.log.Named("async")),
+		Limits: func(id string) async.Limits {
+			m := merchants.Get(id)
+			if m == nil {
+				return async.Limits{}
 			}
-			return 0
+			return async.Limits{InFlight: m.Limits.MaxInFlight, PerSecond: m.Limits.RatePerSecond, OwnQueue: m.Limits.OwnQueue, Release: async.Release(m.Release)}
 		},
 	})
 	if err != nil {
@@ -423,7 +455,7 @@ func (e *engine) startIntake(ctx context.Context, l *lanes) error {
 	if e.callers, err = dispatcher.NewCallers(e.cfg.Callers, l.sources, e.log.Named("intake"), now); err != nil {
 		return err
 	}
-	handler, err := e.intakeHandler()
+	handler, err := e.intakeHandler(l)
 	if err != nil {
 		return err
 	}
@@ -436,12 +468,15 @@ func (e *engine) startIntake(ctx context.Context, l *lanes) error {
 		e.identity.current.Store(shown)
 		secure = e.identity.config()
 	}
-	e.intake, err = e.serve(ctx, "intake", e.cfg.Intake.Listen, secure, handler)
-	return err
+	if e.intake, err = e.serve(ctx, "intake", e.cfg.Intake.Listen, secure, handler); err != nil {
+		return err
+	}
+	e.parts.opened("streams of callers", func() error { e.dispatch.EndStreams(); return nil }) // the intake waits for them
+	return nil
 }
 
 // intakeHandler answers gRPC, gRPC-Web and JSON on one port, with reflection. Whoever calls is asked who it is first.
-func (e *engine) intakeHandler() (http.Handler, error) {
+func (e *engine) intakeHandler(l *lanes) (http.Handler, error) {
 	mux := http.NewServeMux()
 	with := []connect.HandlerOption{
 		connect.WithReadMaxBytes(dispatcher.MaxRequestBytes), dispatcher.StrictJSON(),
@@ -454,11 +489,15 @@ func (e *engine) intakeHandler() (http.Handler, error) {
 		}
 		with = append(with, connect.WithInterceptors(spans))
 	}
+	merchants := dispatcher.NewMerchantService(e.dispatch, secrets{})
+	merchants.Queues = l.async
 	mux.Handle(notifydv1connect.NewNotificationServiceHandler(e.dispatch, with...))
-	mux.Handle(notifydv1connect.NewMerchantServiceHandler(dispatcher.NewMerchantService(e.dispatch, secrets{}), with...))
+	mux.Handle(notifydv1connect.NewMerchantServiceHandler(merchants, with...))
 	mux.Handle(notifydv1connect.NewSourceServiceHandler(dispatcher.NewSourceService(e.dispatch), with...))
+	mux.Handle(notifydv1connect.NewAccessServiceHandler(dispatcher.NewAccessService(e.dispatch), with...))
 	reflector := grpcreflect.NewStaticReflector(
-		notifydv1connect.NotificationServiceName, notifydv1connect.MerchantServiceName, notifydv1connect.SourceServiceName)
+		notifydv1connect.NotificationServiceName, notifydv1connect.MerchantServiceName, notifydv1connect.SourceServiceName,
+		notifydv1connect.AccessServiceName)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
 	return requestIDs(readSoon(e.callers.Authenticate(mux))), nil
@@ -501,6 +540,16 @@ func (e *engine) serve(ctx context.Context, name, addr string, secure *tls.Confi
 		return nil
 	})
 	return answers, nil
+}
+
+// spreadAlone is over how many shards a node spreads what it accepts that shares its NATS with no other.
+const spreadAlone = 4
+
+func (e *engine) spread() int {
+	if e.cfg.NATS.URL == "" {
+		return spreadAlone
+	}
+	return notification.Shards
 }
 
 // now is the engine's clock: UTC, in the microseconds that the ledger keeps.

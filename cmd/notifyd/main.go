@@ -23,6 +23,7 @@ type commands struct {
 	Send    sendCmd    `cmd:"" help:"Submit notifications from a file of JSON lines or from standard input."`
 	Listen  listenCmd  `cmd:"" help:"Play a merchant: receive, verify, answer, print."`
 	Prove   proveCmd   `cmd:"" help:"Check that everything accepted is delivered, final or visibly waiting."`
+	Access  accessCmd  `cmd:"" help:"Block, allow and release merchants and sources."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 

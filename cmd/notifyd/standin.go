@@ -49,15 +49,15 @@ func (e *engine) settingsFile() string { return filepath.Join(e.cfg.DataDir, "se
 
 // adoptSettings starts with the settings of the last run, since Postgres does not give them.
 func (e *engine) adoptSettings(s stores, cause error) {
-	merchants, sources, err := s.memory.LoadSettings(e.settingsFile())
+	settings, err := s.memory.LoadSettings(e.settingsFile())
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		e.log.Warn("the ledger does not answer, and this node has no settings of an earlier run: nothing is accepted until it does", zap.Error(cause))
 	case err != nil:
 		e.log.Error("the ledger does not answer, and the settings of the last run cannot be read: nothing is accepted until it does", zap.Error(err))
 	default:
-		e.dispatch.Adopt(merchants, sources)
-		e.log.Warn("the ledger does not answer; starting with the settings of the last run", zap.Int("merchants", len(merchants)), zap.Int("sources", len(sources)), zap.Error(cause))
+		e.dispatch.Adopt(settings)
+		e.log.Warn("the ledger does not answer; starting with the settings of the last run", zap.Int("merchants", len(settings.Merchants)), zap.Int("sources", len(settings.Sources)), zap.Int("access_rules", len(settings.Access)), zap.Error(cause))
 	}
 }
 
@@ -72,11 +72,11 @@ const (
 func (e *engine) saveSettings(ctx context.Context, s stores, l *lanes) error {
 	tick := time.NewTicker(saveLook)
 	defer tick.Stop()
-	type versions struct{ merchants, sources int64 }
+	type versions struct{ merchants, sources, access int64 }
 	var saved versions
 	var last time.Time
 	save := func(ctx context.Context) {
-		have := versions{l.merchants.Version(), l.sources.Version()}
+		have := versions{l.merchants.Version(), l.sources.Version(), l.access.Version()}
 		if have == saved || s.pgAway.Away() {
 			return
 		}

@@ -123,7 +123,7 @@ func (m *Metrics) Answered(a dispatcher.Answer) {
 // wasDiverted reports whether a new notification in the async lane stands there for a reason that only the sync lane gives.
 func wasDiverted(reason notification.Reason) bool {
 	switch reason { //nolint:exhaustive // a list; no other reason diverts
-	case notification.ReasonSyncLaneFull, notification.ReasonBreakerOpen, notification.ReasonRateLimited, notification.ReasonMerchantPaused,
+	case notification.ReasonSyncLaneFull, notification.ReasonBreakerOpen, notification.ReasonBreakerForcedOpen, notification.ReasonRateLimited, notification.ReasonMerchantPaused,
 		notification.ReasonInFlight, notification.ReasonInternal:
 		return true
 	default:

@@ -23,6 +23,7 @@ const (
 	// mostOwed is how many submissions without an answer a caller has before it submits nothing new.
 	mostOwed  = 40
 	batchSize = 20
+	lines     = 50 // ordering keys, which one notification in ten has
 	callers   = 4
 	mostShare = 20 // of the load, that a script has
 )
@@ -148,6 +149,9 @@ func (c *caller) draftFor(merchant, scene string) *notifydv1.Notification {
 		OrderId: "order-" + request, OrderStatus: "SUCCESS", Terminal: true,
 		Payload: `{"order":"` + request + `", "amount":10.50,"big":12345678901234567890}`,
 		Amount:  &notifydv1.Amount{Currency: "CNY", MinorUnits: 1050},
+	}
+	if c.random.IntN(10) == 0 {
+		n.OrderingKey = fmt.Sprintf("line-%d", c.random.IntN(lines))
 	}
 	c.history.Submitting(idOf(n), n.MerchantId, sha256.Sum256([]byte(n.Payload)))
 	return n

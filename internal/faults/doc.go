@@ -12,6 +12,7 @@ const Variable = "NOTIFYD_FAULTS"
 // The writes. Each is a step after which the truth about a notification lies somewhere else.
 const (
 	Reserve   = "reserve"   // ids into the table of reservations
+	LineUp    = "line_up"   // the place and the row of what has an ordering_key or a supersede_key
 	Publish   = "publish"   // an envelope into its shard
 	Send      = "send"      // the request to the merchant
 	Classify  = "classify"  // what came of it, in memory only
@@ -28,5 +29,5 @@ const (
 
 // Writes are all names.
 func Writes() []string {
-	return []string{Reserve, Publish, Send, Classify, Record, Spill, Journal, Schedule, Claim, Own, Unown, Ack, Elsewhere}
+	return []string{Reserve, LineUp, Publish, Send, Classify, Record, Spill, Journal, Schedule, Claim, Own, Unown, Ack, Elsewhere}
 }

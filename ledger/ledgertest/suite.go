@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"notifyd/access"
 	"notifyd/ledger"
 	"notifyd/merchant"
 	"notifyd/notification"
@@ -26,6 +27,10 @@ type Ledger interface {
 	List(ctx context.Context, f ledger.Filter, pageSize int, after ledger.Cursor) ([]*notification.Notification, ledger.Cursor, error)
 	Batch(ctx context.Context, batchID, sourceID string) (*ledger.BatchProgress, error)
 	Cancel(ctx context.Context, id notification.ID, operator string, now time.Time) (*notification.Notification, error)
+	Supersede(ctx context.Context, id, by notification.ID, now time.Time) (*notification.Notification, error)
+	LineUp(ctx context.Context, list []*notification.Notification) ([]ledger.Lined, error)
+	Turn(ctx context.Context, n *notification.Notification) (ledger.Turn, error)
+	Next(ctx context.Context, ended []*notification.Notification, now time.Time) ([]*notification.Notification, error)
 	Resend(ctx context.Context, id notification.ID, operator string, now time.Time) (*notification.Notification, error)
 	Feed(ctx context.Context, horizon time.Time, limit int) ([]*notification.Notification, error)
 	Rescue(ctx context.Context, overdueBefore, now time.Time, limit int) ([]*notification.Notification, error)
@@ -40,6 +45,11 @@ type Ledger interface {
 	SourcesSince(ctx context.Context, version int64) ([]*source.Source, error)
 	ListSources(ctx context.Context, after string, limit int) ([]*source.Source, error)
 	GetSource(ctx context.Context, id string) (*source.Source, error)
+	PutAccessRule(ctx context.Context, r *access.Rule, ifVersion *int64) (*access.Rule, error)
+	AccessRulesSince(ctx context.Context, version int64) ([]*access.Rule, error)
+	AccessChanges(ctx context.Context, ruleID string, before int64, limit int) ([]access.Change, error)
+	Barred(ctx context.Context, after ledger.Barred, limit int) ([]ledger.Barred, error)
+	Release(ctx context.Context, b ledger.Barred, gap time.Duration, from, until time.Time) (int, error)
 	Reservations(ctx context.Context, from, to time.Time, after ledger.ProofCursor, limit int) ([]ledger.ProofRow, ledger.ProofCursor, error)
 	MarkAnswered(ctx context.Context, ids []notification.ID) error
 	PutAlarms(ctx context.Context, alarms []ledger.Alarm) error
@@ -86,6 +96,18 @@ func Run(t *testing.T, open Open) {
 		{"cancel", cancel},
 		{"resend", resend},
 		{"cancel, resend and claim at once", operateRace},
+		{"lines: one after another", lines},
+		{"lines: each end makes the next one due", lineEnds},
+		{"lines: dead ones", lineDead},
+		{"lines: canceled, expired, resent", lineOperated},
+		{"lines: what waits for nobody is due at once", lineLateWait},
+		{"lines: a later one, not before", lineNotBefore},
+		{"lines: places taken late", lineLate},
+		{"lines: lined up twice, other content", lineTwice},
+		{"lines: of many at once none is forgotten", lineRace},
+		{"lines: what is refused leaves", lineRefused},
+		{"lines: ended places go with their day", lineRetention},
+		{"supersede", supersede},
 		{"feed: once over two feeders", feedOnce},
 		{"feed: only what is far and due", feedChoice},
 		{"feed: what the delay queue did not get", unfed},
@@ -100,6 +122,12 @@ func Run(t *testing.T, open Open) {
 		{"sources", sources},
 		{"sources: of changes over one version one wins", sourceRace},
 		{"sources: versions become visible in order", sourceVersions},
+		{"access: rules and their changes", accessRules},
+		{"access: of changes over one version one wins", accessRace},
+		{"barred: whose", barred},
+		{"barred: released in turn", release},
+		{"barred: a claim keeps it", releaseClaimed},
+		{"barred: released by four at once", releaseRace},
 		{"reservations: the proof's pages", proof},
 	} {
 		t.Run(c.name, func(t *testing.T) {

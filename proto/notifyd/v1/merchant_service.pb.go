@@ -133,6 +133,220 @@ func (Persist) EnumDescriptor() ([]byte, []int) {
 	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{1}
 }
 
+// DeadPredecessor says what a dead notification means for those behind it.
+type DeadPredecessor int32
+
+const (
+	// As DEAD_PREDECESSOR_RELEASES.
+	DeadPredecessor_DEAD_PREDECESSOR_UNSPECIFIED DeadPredecessor = 0
+	// They go on.
+	DeadPredecessor_DEAD_PREDECESSOR_RELEASES DeadPredecessor = 1
+	// They wait until it is resent and delivered, or canceled, or until the rule changes: that is noticed within 75 s.
+	DeadPredecessor_DEAD_PREDECESSOR_BLOCKS DeadPredecessor = 2
+)
+
+// Enum value maps for DeadPredecessor.
+var (
+	DeadPredecessor_name = map[int32]string{
+		0: "DEAD_PREDECESSOR_UNSPECIFIED",
+		1: "DEAD_PREDECESSOR_RELEASES",
+		2: "DEAD_PREDECESSOR_BLOCKS",
+	}
+	DeadPredecessor_value = map[string]int32{
+		"DEAD_PREDECESSOR_UNSPECIFIED": 0,
+		"DEAD_PREDECESSOR_RELEASES":    1,
+		"DEAD_PREDECESSOR_BLOCKS":      2,
+	}
+)
+
+func (x DeadPredecessor) Enum() *DeadPredecessor {
+	p := new(DeadPredecessor)
+	*p = x
+	return p
+}
+
+func (x DeadPredecessor) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DeadPredecessor) Descriptor() protoreflect.EnumDescriptor {
+	return file_notifyd_v1_merchant_service_proto_enumTypes[2].Descriptor()
+}
+
+func (DeadPredecessor) Type() protoreflect.EnumType {
+	return &file_notifyd_v1_merchant_service_proto_enumTypes[2]
+}
+
+func (x DeadPredecessor) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DeadPredecessor.Descriptor instead.
+func (DeadPredecessor) EnumDescriptor() ([]byte, []int) {
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{2}
+}
+
+// BreakerState is what a breaker does by itself, whatever is forced.
+type BreakerState int32
+
+const (
+	BreakerState_BREAKER_STATE_UNSPECIFIED BreakerState = 0
+	BreakerState_BREAKER_STATE_CLOSED      BreakerState = 1
+	// The merchant is not asked before probe_at; what is due is deferred.
+	BreakerState_BREAKER_STATE_OPEN BreakerState = 2
+	// One waiting notification may be sent, or is on its way; its outcome decides.
+	BreakerState_BREAKER_STATE_HALF_OPEN BreakerState = 3
+)
+
+// Enum value maps for BreakerState.
+var (
+	BreakerState_name = map[int32]string{
+		0: "BREAKER_STATE_UNSPECIFIED",
+		1: "BREAKER_STATE_CLOSED",
+		2: "BREAKER_STATE_OPEN",
+		3: "BREAKER_STATE_HALF_OPEN",
+	}
+	BreakerState_value = map[string]int32{
+		"BREAKER_STATE_UNSPECIFIED": 0,
+		"BREAKER_STATE_CLOSED":      1,
+		"BREAKER_STATE_OPEN":        2,
+		"BREAKER_STATE_HALF_OPEN":   3,
+	}
+)
+
+func (x BreakerState) Enum() *BreakerState {
+	p := new(BreakerState)
+	*p = x
+	return p
+}
+
+func (x BreakerState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BreakerState) Descriptor() protoreflect.EnumDescriptor {
+	return file_notifyd_v1_merchant_service_proto_enumTypes[3].Descriptor()
+}
+
+func (BreakerState) Type() protoreflect.EnumType {
+	return &file_notifyd_v1_merchant_service_proto_enumTypes[3]
+}
+
+func (x BreakerState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BreakerState.Descriptor instead.
+func (BreakerState) EnumDescriptor() ([]byte, []int) {
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{3}
+}
+
+// BreakerCause is why a breaker opened.
+type BreakerCause int32
+
+const (
+	BreakerCause_BREAKER_CAUSE_UNSPECIFIED          BreakerCause = 0
+	BreakerCause_BREAKER_CAUSE_CONSECUTIVE_FAILURES BreakerCause = 1
+	BreakerCause_BREAKER_CAUSE_FAILURE_RATE         BreakerCause = 2
+)
+
+// Enum value maps for BreakerCause.
+var (
+	BreakerCause_name = map[int32]string{
+		0: "BREAKER_CAUSE_UNSPECIFIED",
+		1: "BREAKER_CAUSE_CONSECUTIVE_FAILURES",
+		2: "BREAKER_CAUSE_FAILURE_RATE",
+	}
+	BreakerCause_value = map[string]int32{
+		"BREAKER_CAUSE_UNSPECIFIED":          0,
+		"BREAKER_CAUSE_CONSECUTIVE_FAILURES": 1,
+		"BREAKER_CAUSE_FAILURE_RATE":         2,
+	}
+)
+
+func (x BreakerCause) Enum() *BreakerCause {
+	p := new(BreakerCause)
+	*p = x
+	return p
+}
+
+func (x BreakerCause) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BreakerCause) Descriptor() protoreflect.EnumDescriptor {
+	return file_notifyd_v1_merchant_service_proto_enumTypes[4].Descriptor()
+}
+
+func (BreakerCause) Type() protoreflect.EnumType {
+	return &file_notifyd_v1_merchant_service_proto_enumTypes[4]
+}
+
+func (x BreakerCause) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BreakerCause.Descriptor instead.
+func (BreakerCause) EnumDescriptor() ([]byte, []int) {
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{4}
+}
+
+// ForcedBreaker is what an operator has decided about a breaker.
+type ForcedBreaker int32
+
+const (
+	ForcedBreaker_FORCED_BREAKER_UNSPECIFIED ForcedBreaker = 0
+	// Nothing: the breaker decides.
+	ForcedBreaker_FORCED_BREAKER_NONE ForcedBreaker = 1
+	// Nothing is sent; what is due is deferred with breaker_forced_open.
+	ForcedBreaker_FORCED_BREAKER_OPEN ForcedBreaker = 2
+	// Failures are counted, and do not open it.
+	ForcedBreaker_FORCED_BREAKER_CLOSED ForcedBreaker = 3
+)
+
+// Enum value maps for ForcedBreaker.
+var (
+	ForcedBreaker_name = map[int32]string{
+		0: "FORCED_BREAKER_UNSPECIFIED",
+		1: "FORCED_BREAKER_NONE",
+		2: "FORCED_BREAKER_OPEN",
+		3: "FORCED_BREAKER_CLOSED",
+	}
+	ForcedBreaker_value = map[string]int32{
+		"FORCED_BREAKER_UNSPECIFIED": 0,
+		"FORCED_BREAKER_NONE":        1,
+		"FORCED_BREAKER_OPEN":        2,
+		"FORCED_BREAKER_CLOSED":      3,
+	}
+)
+
+func (x ForcedBreaker) Enum() *ForcedBreaker {
+	p := new(ForcedBreaker)
+	*p = x
+	return p
+}
+
+func (x ForcedBreaker) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ForcedBreaker) Descriptor() protoreflect.EnumDescriptor {
+	return file_notifyd_v1_merchant_service_proto_enumTypes[5].Descriptor()
+}
+
+func (ForcedBreaker) Type() protoreflect.EnumType {
+	return &file_notifyd_v1_merchant_service_proto_enumTypes[5]
+}
+
+func (x ForcedBreaker) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ForcedBreaker.Descriptor instead.
+func (ForcedBreaker) EnumDescriptor() ([]byte, []int) {
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{5}
+}
+
 // Merchant is who is told, and how.
 type Merchant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -153,12 +367,16 @@ type Merchant struct {
 	Scenes map[string]*SceneSettings `protobuf:"bytes,12,rep,name=scenes,proto3" json:"scenes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Default: PERSIST_STREAM.
 	Persist Persist `protobuf:"varint,13,opt,name=persist,proto3,enum=notifyd.v1.Persist" json:"persist,omitempty"`
+	// How notifications with the same ordering_key follow each other.
+	Ordering *Ordering `protobuf:"bytes,14,opt,name=ordering,proto3" json:"ordering,omitempty"`
 	// Output only from here on.
-	Version       int64                  `protobuf:"varint,40,opt,name=version,proto3" json:"version,omitempty"`
-	Etag          string                 `protobuf:"bytes,41,opt,name=etag,proto3" json:"etag,omitempty"`
-	Paused        bool                   `protobuf:"varint,42,opt,name=paused,proto3" json:"paused,omitempty"`
-	PauseReason   string                 `protobuf:"bytes,43,opt,name=pause_reason,json=pauseReason,proto3" json:"pause_reason,omitempty"`
-	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,44,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	Version     int64                  `protobuf:"varint,40,opt,name=version,proto3" json:"version,omitempty"`
+	Etag        string                 `protobuf:"bytes,41,opt,name=etag,proto3" json:"etag,omitempty"`
+	Paused      bool                   `protobuf:"varint,42,opt,name=paused,proto3" json:"paused,omitempty"`
+	PauseReason string                 `protobuf:"bytes,43,opt,name=pause_reason,json=pauseReason,proto3" json:"pause_reason,omitempty"`
+	UpdatedAt   *timestamppb.Timestamp `protobuf:"bytes,44,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	// Since the last ResumeMerchant; absent: unbound.
+	Release       *Release `protobuf:"bytes,45,opt,name=release,proto3" json:"release,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -284,6 +502,13 @@ func (x *Merchant) GetPersist() Persist {
 	return Persist_PERSIST_UNSPECIFIED
 }
 
+func (x *Merchant) GetOrdering() *Ordering {
+	if x != nil {
+		return x.Ordering
+	}
+	return nil
+}
+
 func (x *Merchant) GetVersion() int64 {
 	if x != nil {
 		return x.Version
@@ -315,6 +540,13 @@ func (x *Merchant) GetPauseReason() string {
 func (x *Merchant) GetUpdatedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.UpdatedAt
+	}
+	return nil
+}
+
+func (x *Merchant) GetRelease() *Release {
+	if x != nil {
+		return x.Release
 	}
 	return nil
 }
@@ -772,10 +1004,17 @@ type Limits struct {
 	RatePerSecond float64 `protobuf:"fixed64,1,opt,name=rate_per_second,json=ratePerSecond,proto3" json:"rate_per_second,omitempty"`
 	// 0: as much as a second of rate_per_second, at least 1.
 	Burst int32 `protobuf:"varint,2,opt,name=burst,proto3" json:"burst,omitempty"`
-	// 0: the engine's default.
-	MaxInFlight   int32 `protobuf:"varint,3,opt,name=max_in_flight,json=maxInFlight,proto3" json:"max_in_flight,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Attempts at once, at most: the engine makes fewer while the merchant times out or answers 429 or 503. 0: the engine's
+	// default.
+	MaxInFlight int32 `protobuf:"varint,3,opt,name=max_in_flight,json=maxInFlight,proto3" json:"max_in_flight,omitempty"`
+	// Everything goes through the merchant's own queue, not only what backs up: in order of arrival as long as max_in_flight
+	// is 1. Each notification costs a row and a stored message more.
+	OwnQueue bool `protobuf:"varint,4,opt,name=own_queue,json=ownQueue,proto3" json:"own_queue,omitempty"`
+	// How fast, per second and isolation key, goes out what waited while the merchant was paused, where ResumeMerchant does
+	// not say. 0: as fast as the other limits allow.
+	ReleasePerSecond float64 `protobuf:"fixed64,5,opt,name=release_per_second,json=releasePerSecond,proto3" json:"release_per_second,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Limits) Reset() {
@@ -829,6 +1068,75 @@ func (x *Limits) GetMaxInFlight() int32 {
 	return 0
 }
 
+func (x *Limits) GetOwnQueue() bool {
+	if x != nil {
+		return x.OwnQueue
+	}
+	return false
+}
+
+func (x *Limits) GetReleasePerSecond() float64 {
+	if x != nil {
+		return x.ReleasePerSecond
+	}
+	return 0
+}
+
+// Release bounds how fast goes out what waited while the merchant was paused.
+type Release struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of each isolation key.
+	PerSecond float64 `protobuf:"fixed64,1,opt,name=per_second,json=perSecond,proto3" json:"per_second,omitempty"`
+	// What was accepted before it is bound, until it is final. What came later waits behind it, and is not bound.
+	AcceptedBefore *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=accepted_before,json=acceptedBefore,proto3" json:"accepted_before,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Release) Reset() {
+	*x = Release{}
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Release) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Release) ProtoMessage() {}
+
+func (x *Release) ProtoReflect() protoreflect.Message {
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Release.ProtoReflect.Descriptor instead.
+func (*Release) Descriptor() ([]byte, []int) {
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Release) GetPerSecond() float64 {
+	if x != nil {
+		return x.PerSecond
+	}
+	return 0
+}
+
+func (x *Release) GetAcceptedBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AcceptedBefore
+	}
+	return nil
+}
+
 // Timeouts of one attempt; what is not given has the engine's default.
 type Timeouts struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -844,7 +1152,7 @@ type Timeouts struct {
 
 func (x *Timeouts) Reset() {
 	*x = Timeouts{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[9]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +1164,7 @@ func (x *Timeouts) String() string {
 func (*Timeouts) ProtoMessage() {}
 
 func (x *Timeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[9]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +1177,7 @@ func (x *Timeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timeouts.ProtoReflect.Descriptor instead.
 func (*Timeouts) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{9}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Timeouts) GetConnect() *durationpb.Duration {
@@ -926,7 +1234,7 @@ type Schedule struct {
 
 func (x *Schedule) Reset() {
 	*x = Schedule{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[10]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -938,7 +1246,7 @@ func (x *Schedule) String() string {
 func (*Schedule) ProtoMessage() {}
 
 func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[10]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -951,7 +1259,7 @@ func (x *Schedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
 func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{10}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Schedule) GetName() string {
@@ -989,6 +1297,51 @@ func (x *Schedule) GetLeastAttempts() int32 {
 	return 0
 }
 
+// Ordering is how a merchant's notifications with the same ordering_key follow each other.
+type Ordering struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	DeadPredecessor DeadPredecessor        `protobuf:"varint,1,opt,name=dead_predecessor,json=deadPredecessor,proto3,enum=notifyd.v1.DeadPredecessor" json:"dead_predecessor,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Ordering) Reset() {
+	*x = Ordering{}
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ordering) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ordering) ProtoMessage() {}
+
+func (x *Ordering) ProtoReflect() protoreflect.Message {
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ordering.ProtoReflect.Descriptor instead.
+func (*Ordering) Descriptor() ([]byte, []int) {
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Ordering) GetDeadPredecessor() DeadPredecessor {
+	if x != nil {
+		return x.DeadPredecessor
+	}
+	return DeadPredecessor_DEAD_PREDECESSOR_UNSPECIFIED
+}
+
 // SceneSettings override the merchant's own for one scene.
 type SceneSettings struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -1003,7 +1356,7 @@ type SceneSettings struct {
 
 func (x *SceneSettings) Reset() {
 	*x = SceneSettings{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[11]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1368,7 @@ func (x *SceneSettings) String() string {
 func (*SceneSettings) ProtoMessage() {}
 
 func (x *SceneSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[11]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1381,7 @@ func (x *SceneSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SceneSettings.ProtoReflect.Descriptor instead.
 func (*SceneSettings) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{11}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SceneSettings) GetNotifyUrl() string {
@@ -1077,7 +1430,7 @@ type PutMerchantRequest struct {
 
 func (x *PutMerchantRequest) Reset() {
 	*x = PutMerchantRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[12]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1442,7 @@ func (x *PutMerchantRequest) String() string {
 func (*PutMerchantRequest) ProtoMessage() {}
 
 func (x *PutMerchantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[12]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1455,7 @@ func (x *PutMerchantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutMerchantRequest.ProtoReflect.Descriptor instead.
 func (*PutMerchantRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{12}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PutMerchantRequest) GetMerchant() *Merchant {
@@ -1130,7 +1483,7 @@ type PutMerchantResponse struct {
 
 func (x *PutMerchantResponse) Reset() {
 	*x = PutMerchantResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[13]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1142,7 +1495,7 @@ func (x *PutMerchantResponse) String() string {
 func (*PutMerchantResponse) ProtoMessage() {}
 
 func (x *PutMerchantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[13]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1155,7 +1508,7 @@ func (x *PutMerchantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutMerchantResponse.ProtoReflect.Descriptor instead.
 func (*PutMerchantResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{13}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PutMerchantResponse) GetMerchant() *Merchant {
@@ -1181,7 +1534,7 @@ type GetMerchantRequest struct {
 
 func (x *GetMerchantRequest) Reset() {
 	*x = GetMerchantRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[14]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1193,7 +1546,7 @@ func (x *GetMerchantRequest) String() string {
 func (*GetMerchantRequest) ProtoMessage() {}
 
 func (x *GetMerchantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[14]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1206,7 +1559,7 @@ func (x *GetMerchantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMerchantRequest.ProtoReflect.Descriptor instead.
 func (*GetMerchantRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{14}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetMerchantRequest) GetId() string {
@@ -1225,7 +1578,7 @@ type GetMerchantResponse struct {
 
 func (x *GetMerchantResponse) Reset() {
 	*x = GetMerchantResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[15]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1590,7 @@ func (x *GetMerchantResponse) String() string {
 func (*GetMerchantResponse) ProtoMessage() {}
 
 func (x *GetMerchantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[15]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1603,7 @@ func (x *GetMerchantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMerchantResponse.ProtoReflect.Descriptor instead.
 func (*GetMerchantResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{15}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetMerchantResponse) GetMerchant() *Merchant {
@@ -1271,7 +1624,7 @@ type ListMerchantsRequest struct {
 
 func (x *ListMerchantsRequest) Reset() {
 	*x = ListMerchantsRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[16]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1636,7 @@ func (x *ListMerchantsRequest) String() string {
 func (*ListMerchantsRequest) ProtoMessage() {}
 
 func (x *ListMerchantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[16]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1649,7 @@ func (x *ListMerchantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMerchantsRequest.ProtoReflect.Descriptor instead.
 func (*ListMerchantsRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{16}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListMerchantsRequest) GetPageSize() int32 {
@@ -1323,7 +1676,7 @@ type ListMerchantsResponse struct {
 
 func (x *ListMerchantsResponse) Reset() {
 	*x = ListMerchantsResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[17]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +1688,7 @@ func (x *ListMerchantsResponse) String() string {
 func (*ListMerchantsResponse) ProtoMessage() {}
 
 func (x *ListMerchantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[17]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +1701,7 @@ func (x *ListMerchantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMerchantsResponse.ProtoReflect.Descriptor instead.
 func (*ListMerchantsResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{17}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListMerchantsResponse) GetMerchants() []*Merchant {
@@ -1375,7 +1728,7 @@ type PauseMerchantRequest struct {
 
 func (x *PauseMerchantRequest) Reset() {
 	*x = PauseMerchantRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[18]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1740,7 @@ func (x *PauseMerchantRequest) String() string {
 func (*PauseMerchantRequest) ProtoMessage() {}
 
 func (x *PauseMerchantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[18]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1753,7 @@ func (x *PauseMerchantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseMerchantRequest.ProtoReflect.Descriptor instead.
 func (*PauseMerchantRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{18}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PauseMerchantRequest) GetId() string {
@@ -1426,7 +1779,7 @@ type PauseMerchantResponse struct {
 
 func (x *PauseMerchantResponse) Reset() {
 	*x = PauseMerchantResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[19]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1438,7 +1791,7 @@ func (x *PauseMerchantResponse) String() string {
 func (*PauseMerchantResponse) ProtoMessage() {}
 
 func (x *PauseMerchantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[19]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1451,7 +1804,7 @@ func (x *PauseMerchantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseMerchantResponse.ProtoReflect.Descriptor instead.
 func (*PauseMerchantResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{19}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PauseMerchantResponse) GetMerchant() *Merchant {
@@ -1462,15 +1815,18 @@ func (x *PauseMerchantResponse) GetMerchant() *Merchant {
 }
 
 type ResumeMerchantRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// How fast, per second and isolation key, goes out what was accepted until now. 0: limits.release_per_second. Resuming
+	// a merchant that is not paused changes the rate.
+	ReleasePerSecond float64 `protobuf:"fixed64,2,opt,name=release_per_second,json=releasePerSecond,proto3" json:"release_per_second,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ResumeMerchantRequest) Reset() {
 	*x = ResumeMerchantRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[20]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1838,7 @@ func (x *ResumeMerchantRequest) String() string {
 func (*ResumeMerchantRequest) ProtoMessage() {}
 
 func (x *ResumeMerchantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[20]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1851,7 @@ func (x *ResumeMerchantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMerchantRequest.ProtoReflect.Descriptor instead.
 func (*ResumeMerchantRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{20}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResumeMerchantRequest) GetId() string {
@@ -1503,6 +1859,13 @@ func (x *ResumeMerchantRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *ResumeMerchantRequest) GetReleasePerSecond() float64 {
+	if x != nil {
+		return x.ReleasePerSecond
+	}
+	return 0
 }
 
 type ResumeMerchantResponse struct {
@@ -1514,7 +1877,7 @@ type ResumeMerchantResponse struct {
 
 func (x *ResumeMerchantResponse) Reset() {
 	*x = ResumeMerchantResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[21]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +1889,7 @@ func (x *ResumeMerchantResponse) String() string {
 func (*ResumeMerchantResponse) ProtoMessage() {}
 
 func (x *ResumeMerchantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[21]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +1902,7 @@ func (x *ResumeMerchantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMerchantResponse.ProtoReflect.Descriptor instead.
 func (*ResumeMerchantResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{21}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResumeMerchantResponse) GetMerchant() *Merchant {
@@ -1560,7 +1923,7 @@ type TestMerchantRequest struct {
 
 func (x *TestMerchantRequest) Reset() {
 	*x = TestMerchantRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[22]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1935,7 @@ func (x *TestMerchantRequest) String() string {
 func (*TestMerchantRequest) ProtoMessage() {}
 
 func (x *TestMerchantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[22]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1948,7 @@ func (x *TestMerchantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMerchantRequest.ProtoReflect.Descriptor instead.
 func (*TestMerchantRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{22}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TestMerchantRequest) GetId() string {
@@ -1611,7 +1974,7 @@ type TestMerchantResponse struct {
 
 func (x *TestMerchantResponse) Reset() {
 	*x = TestMerchantResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[23]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1986,7 @@ func (x *TestMerchantResponse) String() string {
 func (*TestMerchantResponse) ProtoMessage() {}
 
 func (x *TestMerchantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[23]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1999,7 @@ func (x *TestMerchantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMerchantResponse.ProtoReflect.Descriptor instead.
 func (*TestMerchantResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{23}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TestMerchantResponse) GetAttempt() *Attempt {
@@ -1646,12 +2009,499 @@ func (x *TestMerchantResponse) GetAttempt() *Attempt {
 	return nil
 }
 
+// KeyStatus is how it stands with one isolation key.
+type KeyStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: not a key, but what is forced for all keys of merchant_id.
+	IsolationKey string `protobuf:"bytes,1,opt,name=isolation_key,json=isolationKey,proto3" json:"isolation_key,omitempty"`
+	MerchantId   string `protobuf:"bytes,2,opt,name=merchant_id,json=merchantId,proto3" json:"merchant_id,omitempty"`
+	// Known to all nodes, within about a second; to the answering node alone while NATS is away.
+	Breaker BreakerState `protobuf:"varint,3,opt,name=breaker,proto3,enum=notifyd.v1.BreakerState" json:"breaker,omitempty"`
+	// Since the breaker was closed last. Absent: it is closed.
+	OpenedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=opened_at,json=openedAt,proto3" json:"opened_at,omitempty"`
+	// When the merchant is asked again.
+	ProbeAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=probe_at,json=probeAt,proto3" json:"probe_at,omitempty"`
+	// How often it has opened since it was closed last: 1, and one more for each probe that failed.
+	Openings int32        `protobuf:"varint,6,opt,name=openings,proto3" json:"openings,omitempty"`
+	Cause    BreakerCause `protobuf:"varint,7,opt,name=cause,proto3,enum=notifyd.v1.BreakerCause" json:"cause,omitempty"`
+	// The same on all nodes.
+	Forced       ForcedBreaker          `protobuf:"varint,8,opt,name=forced,proto3,enum=notifyd.v1.ForcedBreaker" json:"forced,omitempty"`
+	ForcedBy     string                 `protobuf:"bytes,9,opt,name=forced_by,json=forcedBy,proto3" json:"forced_by,omitempty"`
+	ForcedReason string                 `protobuf:"bytes,10,opt,name=forced_reason,json=forcedReason,proto3" json:"forced_reason,omitempty"`
+	ForcedAt     *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=forced_at,json=forcedAt,proto3" json:"forced_at,omitempty"`
+	// Absent: until it is lifted.
+	ForcedUntil *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=forced_until,json=forcedUntil,proto3" json:"forced_until,omitempty"`
+	// Of the answering node alone.
+	InFlight    int32 `protobuf:"varint,13,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
+	InFlightCap int32 `protobuf:"varint,14,opt,name=in_flight_cap,json=inFlightCap,proto3" json:"in_flight_cap,omitempty"`
+	// Ended in the failure rate's window, and how many of them failed; then failures in a row, however long ago.
+	WindowAttempts      int32 `protobuf:"varint,15,opt,name=window_attempts,json=windowAttempts,proto3" json:"window_attempts,omitempty"`
+	WindowFailures      int32 `protobuf:"varint,16,opt,name=window_failures,json=windowFailures,proto3" json:"window_failures,omitempty"`
+	ConsecutiveFailures int32 `protobuf:"varint,17,opt,name=consecutive_failures,json=consecutiveFailures,proto3" json:"consecutive_failures,omitempty"`
+	// Of the whole cluster.
+	OwnQueue      bool  `protobuf:"varint,18,opt,name=own_queue,json=ownQueue,proto3" json:"own_queue,omitempty"`
+	OwnQueueDepth int64 `protobuf:"varint,19,opt,name=own_queue_depth,json=ownQueueDepth,proto3" json:"own_queue_depth,omitempty"`
+	// When the oldest in it came into it.
+	OwnQueueOldest *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=own_queue_oldest,json=ownQueueOldest,proto3" json:"own_queue_oldest,omitempty"`
+	// Why what arrives goes there.
+	OwnQueueReason string `protobuf:"bytes,21,opt,name=own_queue_reason,json=ownQueueReason,proto3" json:"own_queue_reason,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *KeyStatus) Reset() {
+	*x = KeyStatus{}
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyStatus) ProtoMessage() {}
+
+func (x *KeyStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
+func (*KeyStatus) Descriptor() ([]byte, []int) {
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *KeyStatus) GetIsolationKey() string {
+	if x != nil {
+		return x.IsolationKey
+	}
+	return ""
+}
+
+func (x *KeyStatus) GetMerchantId() string {
+	if x != nil {
+		return x.MerchantId
+	}
+	return ""
+}
+
+func (x *KeyStatus) GetBreaker() BreakerState {
+	if x != nil {
+		return x.Breaker
+	}
+	return BreakerState_BREAKER_STATE_UNSPECIFIED
+}
+
+func (x *KeyStatus) GetOpenedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OpenedAt
+	}
+	return nil
+}
+
+func (x *KeyStatus) GetProbeAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ProbeAt
+	}
+	return nil
+}
+
+func (x *KeyStatus) GetOpenings() int32 {
+	if x != nil {
+		return x.Openings
+	}
+	return 0
+}
+
+func (x *KeyStatus) GetCause() BreakerCause {
+	if x != nil {
+		return x.Cause
+	}
+	return BreakerCause_BREAKER_CAUSE_UNSPECIFIED
+}
+
+func (x *KeyStatus) GetForced() ForcedBreaker {
+	if x != nil {
+		return x.Forced
+	}
+	return ForcedBreaker_FORCED_BREAKER_UNSPECIFIED
+}
+
+func (x *KeyStatus) GetForcedBy() string {
+	if x != nil {
+		return x.ForcedBy
+	}
+	return ""
+}
+
+func (x *KeyStatus) GetForcedReason() string {
+	if x != nil {
+		return x.ForcedReason
+	}
+	return ""
+}
+
+func (x *KeyStatus) GetForcedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ForcedAt
+	}
+	return nil
+}
+
+func (x *KeyStatus) GetForcedUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ForcedUntil
+	}
+	return nil
+}
+
+func (x *KeyStatus) GetInFlight() int32 {
+	if x != nil {
+		return x.InFlight
+	}
+	return 0
+}
+
+func (x *KeyStatus) GetInFlightCap() int32 {
+	if x != nil {
+		return x.InFlightCap
+	}
+	return 0
+}
+
+func (x *KeyStatus) GetWindowAttempts() int32 {
+	if x != nil {
+		return x.WindowAttempts
+	}
+	return 0
+}
+
+func (x *KeyStatus) GetWindowFailures() int32 {
+	if x != nil {
+		return x.WindowFailures
+	}
+	return 0
+}
+
+func (x *KeyStatus) GetConsecutiveFailures() int32 {
+	if x != nil {
+		return x.ConsecutiveFailures
+	}
+	return 0
+}
+
+func (x *KeyStatus) GetOwnQueue() bool {
+	if x != nil {
+		return x.OwnQueue
+	}
+	return false
+}
+
+func (x *KeyStatus) GetOwnQueueDepth() int64 {
+	if x != nil {
+		return x.OwnQueueDepth
+	}
+	return 0
+}
+
+func (x *KeyStatus) GetOwnQueueOldest() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OwnQueueOldest
+	}
+	return nil
+}
+
+func (x *KeyStatus) GetOwnQueueReason() string {
+	if x != nil {
+		return x.OwnQueueReason
+	}
+	return ""
+}
+
+type ListKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: of all merchants.
+	MerchantId string `protobuf:"bytes,1,opt,name=merchant_id,json=merchantId,proto3" json:"merchant_id,omitempty"`
+	// Only what is open, half-open or forced, or has an own queue.
+	OnlyTroubled bool `protobuf:"varint,2,opt,name=only_troubled,json=onlyTroubled,proto3" json:"only_troubled,omitempty"`
+	// At most 1000; 0 means 100.
+	PageSize      int32  `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeysRequest) Reset() {
+	*x = ListKeysRequest{}
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysRequest) ProtoMessage() {}
+
+func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
+func (*ListKeysRequest) Descriptor() ([]byte, []int) {
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ListKeysRequest) GetMerchantId() string {
+	if x != nil {
+		return x.MerchantId
+	}
+	return ""
+}
+
+func (x *ListKeysRequest) GetOnlyTroubled() bool {
+	if x != nil {
+		return x.OnlyTroubled
+	}
+	return false
+}
+
+func (x *ListKeysRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListKeysRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By isolation key; what is forced for a merchant's keys comes first.
+	Keys []*KeyStatus `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Own queues could not be asked for: what is said of them, and keys that are known by them alone, are missing.
+	OwnQueuesUnavailable bool `protobuf:"varint,3,opt,name=own_queues_unavailable,json=ownQueuesUnavailable,proto3" json:"own_queues_unavailable,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *ListKeysResponse) Reset() {
+	*x = ListKeysResponse{}
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysResponse) ProtoMessage() {}
+
+func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
+func (*ListKeysResponse) Descriptor() ([]byte, []int) {
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ListKeysResponse) GetKeys() []*KeyStatus {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *ListKeysResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListKeysResponse) GetOwnQueuesUnavailable() bool {
+	if x != nil {
+		return x.OwnQueuesUnavailable
+	}
+	return false
+}
+
+type ForceBreakerRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of the two. An isolation key is as ListKeys shows it; what is forced for a key goes before what is forced for its
+	// merchant.
+	IsolationKey string `protobuf:"bytes,1,opt,name=isolation_key,json=isolationKey,proto3" json:"isolation_key,omitempty"`
+	// All keys of this merchant.
+	MerchantId string `protobuf:"bytes,2,opt,name=merchant_id,json=merchantId,proto3" json:"merchant_id,omitempty"`
+	// FORCED_BREAKER_NONE lifts what was forced for the same isolation_key or merchant_id.
+	State ForcedBreaker `protobuf:"varint,3,opt,name=state,proto3,enum=notifyd.v1.ForcedBreaker" json:"state,omitempty"`
+	// Why; needed unless it is lifted.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Absent: until it is lifted.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// On whose behalf; stands on record behind the caller's own name.
+	Operator      string `protobuf:"bytes,6,opt,name=operator,proto3" json:"operator,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForceBreakerRequest) Reset() {
+	*x = ForceBreakerRequest{}
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForceBreakerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForceBreakerRequest) ProtoMessage() {}
+
+func (x *ForceBreakerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForceBreakerRequest.ProtoReflect.Descriptor instead.
+func (*ForceBreakerRequest) Descriptor() ([]byte, []int) {
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ForceBreakerRequest) GetIsolationKey() string {
+	if x != nil {
+		return x.IsolationKey
+	}
+	return ""
+}
+
+func (x *ForceBreakerRequest) GetMerchantId() string {
+	if x != nil {
+		return x.MerchantId
+	}
+	return ""
+}
+
+func (x *ForceBreakerRequest) GetState() ForcedBreaker {
+	if x != nil {
+		return x.State
+	}
+	return ForcedBreaker_FORCED_BREAKER_UNSPECIFIED
+}
+
+func (x *ForceBreakerRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ForceBreakerRequest) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *ForceBreakerRequest) GetOperator() string {
+	if x != nil {
+		return x.Operator
+	}
+	return ""
+}
+
+type ForceBreakerResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it is about, as far as the answering node knows; with merchant_id its first thousand.
+	Keys          []*KeyStatus `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForceBreakerResponse) Reset() {
+	*x = ForceBreakerResponse{}
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForceBreakerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForceBreakerResponse) ProtoMessage() {}
+
+func (x *ForceBreakerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForceBreakerResponse.ProtoReflect.Descriptor instead.
+func (*ForceBreakerResponse) Descriptor() ([]byte, []int) {
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ForceBreakerResponse) GetKeys() []*KeyStatus {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
 var File_notifyd_v1_merchant_service_proto protoreflect.FileDescriptor
 
 const file_notifyd_v1_merchant_service_proto_rawDesc = "" +
 	"\n" +
 	"!notifyd/v1/merchant_service.proto\x12\n" +
-	"notifyd.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dnotifyd/v1/notification.proto\"\xe7\x06\n" +
+	"notifyd.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dnotifyd/v1/notification.proto\"\xc8\a\n" +
 	"\bMerchant\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x1c\n" +
@@ -1669,13 +2519,15 @@ const file_notifyd_v1_merchant_service_proto_rawDesc = "" +
 	" \x01(\v2\x14.notifyd.v1.ScheduleR\bschedule\x12=\n" +
 	"\tisolation\x18\v \x01(\x0e2\x15.notifyd.v1.IsolationB\b\xbaH\x05\x82\x01\x02\x10\x01R\tisolation\x12B\n" +
 	"\x06scenes\x18\f \x03(\v2 .notifyd.v1.Merchant.ScenesEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\x06scenes\x127\n" +
-	"\apersist\x18\r \x01(\x0e2\x13.notifyd.v1.PersistB\b\xbaH\x05\x82\x01\x02\x10\x01R\apersist\x12\x18\n" +
+	"\apersist\x18\r \x01(\x0e2\x13.notifyd.v1.PersistB\b\xbaH\x05\x82\x01\x02\x10\x01R\apersist\x120\n" +
+	"\bordering\x18\x0e \x01(\v2\x14.notifyd.v1.OrderingR\bordering\x12\x18\n" +
 	"\aversion\x18( \x01(\x03R\aversion\x12\x12\n" +
 	"\x04etag\x18) \x01(\tR\x04etag\x12\x16\n" +
 	"\x06paused\x18* \x01(\bR\x06paused\x12!\n" +
 	"\fpause_reason\x18+ \x01(\tR\vpauseReason\x129\n" +
 	"\n" +
-	"updated_at\x18, \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x1aT\n" +
+	"updated_at\x18, \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12-\n" +
+	"\arelease\x18- \x01(\v2\x13.notifyd.v1.ReleaseR\arelease\x1aT\n" +
 	"\vScenesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
 	"\x05value\x18\x02 \x01(\v2\x19.notifyd.v1.SceneSettingsR\x05value:\x028\x01\"t\n" +
@@ -1717,12 +2569,18 @@ const file_notifyd_v1_merchant_service_proto_rawDesc = "" +
 	"\aprofile\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\aprofile\x12)\n" +
 	"\vserver_name\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xfd\x01R\n" +
 	"serverName\x127\n" +
-	"\x12client_certificate\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x11clientCertificate\"\x9c\x01\n" +
+	"\x12client_certificate\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x11clientCertificate\"\x80\x02\n" +
 	"\x06Limits\x12?\n" +
 	"\x0frate_per_second\x18\x01 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00j\xf8@)\x00\x00\x00\x00\x00\x00\x00\x00R\rratePerSecond\x12!\n" +
 	"\x05burst\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x05burst\x12.\n" +
 	"\rmax_in_flight\x18\x03 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\vmaxInFlight\"\xce\x02\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\vmaxInFlight\x12\x1b\n" +
+	"\town_queue\x18\x04 \x01(\bR\bownQueue\x12E\n" +
+	"\x12release_per_second\x18\x05 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00j\xf8@)\x00\x00\x00\x00\x00\x00\x00\x00R\x10releasePerSecond\"m\n" +
+	"\aRelease\x12\x1d\n" +
+	"\n" +
+	"per_second\x18\x01 \x01(\x01R\tperSecond\x12C\n" +
+	"\x0faccepted_before\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x0eacceptedBefore\"\xce\x02\n" +
 	"\bTimeouts\x12A\n" +
 	"\aconnect\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\bx*\x00R\aconnect\x129\n" +
 	"\x03tls\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\bx*\x00R\x03tls\x12F\n" +
@@ -1736,7 +2594,9 @@ const file_notifyd_v1_merchant_service_proto_rawDesc = "" +
 	"\x06jitter\x18\x03 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x00R\x06jitter\x88\x01\x01\x12;\n" +
 	"\x06window\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x022\x00R\x06window\x120\n" +
 	"\x0eleast_attempts\x18\x05 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\rleastAttemptsB\t\n" +
-	"\a_jitter\"\x9c\x02\n" +
+	"\a_jitter\"\\\n" +
+	"\bOrdering\x12P\n" +
+	"\x10dead_predecessor\x18\x01 \x01(\x0e2\x1b.notifyd.v1.DeadPredecessorB\b\xbaH\x05\x82\x01\x02\x10\x01R\x0fdeadPredecessor\"\x9c\x02\n" +
 	"\rSceneSettings\x12'\n" +
 	"\n" +
 	"notify_url\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\tnotifyUrl\x120\n" +
@@ -1768,10 +2628,11 @@ const file_notifyd_v1_merchant_service_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12 \n" +
 	"\x06reason\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06reason\"I\n" +
 	"\x15PauseMerchantResponse\x120\n" +
-	"\bmerchant\x18\x01 \x01(\v2\x14.notifyd.v1.MerchantR\bmerchant\"3\n" +
+	"\bmerchant\x18\x01 \x01(\v2\x14.notifyd.v1.MerchantR\bmerchant\"z\n" +
 	"\x15ResumeMerchantRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\"J\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12E\n" +
+	"\x12release_per_second\x18\x02 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00j\xf8@)\x00\x00\x00\x00\x00\x00\x00\x00R\x10releasePerSecond\"J\n" +
 	"\x16ResumeMerchantResponse\x120\n" +
 	"\bmerchant\x18\x01 \x01(\v2\x14.notifyd.v1.MerchantR\bmerchant\"Z\n" +
 	"\x13TestMerchantRequest\x12\x1a\n" +
@@ -1779,7 +2640,55 @@ const file_notifyd_v1_merchant_service_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12'\n" +
 	"\x0fwrong_signature\x18\x02 \x01(\bR\x0ewrongSignature\"E\n" +
 	"\x14TestMerchantResponse\x12-\n" +
-	"\aattempt\x18\x01 \x01(\v2\x13.notifyd.v1.AttemptR\aattempt*x\n" +
+	"\aattempt\x18\x01 \x01(\v2\x13.notifyd.v1.AttemptR\aattempt\"\xa9\a\n" +
+	"\tKeyStatus\x12#\n" +
+	"\risolation_key\x18\x01 \x01(\tR\fisolationKey\x12\x1f\n" +
+	"\vmerchant_id\x18\x02 \x01(\tR\n" +
+	"merchantId\x122\n" +
+	"\abreaker\x18\x03 \x01(\x0e2\x18.notifyd.v1.BreakerStateR\abreaker\x127\n" +
+	"\topened_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bopenedAt\x125\n" +
+	"\bprobe_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aprobeAt\x12\x1a\n" +
+	"\bopenings\x18\x06 \x01(\x05R\bopenings\x12.\n" +
+	"\x05cause\x18\a \x01(\x0e2\x18.notifyd.v1.BreakerCauseR\x05cause\x121\n" +
+	"\x06forced\x18\b \x01(\x0e2\x19.notifyd.v1.ForcedBreakerR\x06forced\x12\x1b\n" +
+	"\tforced_by\x18\t \x01(\tR\bforcedBy\x12#\n" +
+	"\rforced_reason\x18\n" +
+	" \x01(\tR\fforcedReason\x127\n" +
+	"\tforced_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bforcedAt\x12=\n" +
+	"\fforced_until\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\vforcedUntil\x12\x1b\n" +
+	"\tin_flight\x18\r \x01(\x05R\binFlight\x12\"\n" +
+	"\rin_flight_cap\x18\x0e \x01(\x05R\vinFlightCap\x12'\n" +
+	"\x0fwindow_attempts\x18\x0f \x01(\x05R\x0ewindowAttempts\x12'\n" +
+	"\x0fwindow_failures\x18\x10 \x01(\x05R\x0ewindowFailures\x121\n" +
+	"\x14consecutive_failures\x18\x11 \x01(\x05R\x13consecutiveFailures\x12\x1b\n" +
+	"\town_queue\x18\x12 \x01(\bR\bownQueue\x12&\n" +
+	"\x0fown_queue_depth\x18\x13 \x01(\x03R\rownQueueDepth\x12D\n" +
+	"\x10own_queue_oldest\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x0eownQueueOldest\x12(\n" +
+	"\x10own_queue_reason\x18\x15 \x01(\tR\x0eownQueueReason\"\xb3\x01\n" +
+	"\x0fListKeysRequest\x12)\n" +
+	"\vmerchant_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\n" +
+	"merchantId\x12#\n" +
+	"\ronly_troubled\x18\x02 \x01(\bR\fonlyTroubled\x12'\n" +
+	"\tpage_size\x18\x03 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\"\x9b\x01\n" +
+	"\x10ListKeysResponse\x12)\n" +
+	"\x04keys\x18\x01 \x03(\v2\x15.notifyd.v1.KeyStatusR\x04keys\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x124\n" +
+	"\x16own_queues_unavailable\x18\x03 \x01(\bR\x14ownQueuesUnavailable\"\xaf\x02\n" +
+	"\x13ForceBreakerRequest\x12-\n" +
+	"\risolation_key\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\fisolationKey\x12)\n" +
+	"\vmerchant_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\n" +
+	"merchantId\x12;\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x19.notifyd.v1.ForcedBreakerB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x05state\x12 \n" +
+	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06reason\x129\n" +
+	"\n" +
+	"expires_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12$\n" +
+	"\boperator\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\boperator\"A\n" +
+	"\x14ForceBreakerResponse\x12)\n" +
+	"\x04keys\x18\x01 \x03(\v2\x15.notifyd.v1.KeyStatusR\x04keys*x\n" +
 	"\tIsolation\x12\x19\n" +
 	"\x15ISOLATION_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12ISOLATION_MERCHANT\x10\x01\x12\x1c\n" +
@@ -1789,14 +2698,34 @@ const file_notifyd_v1_merchant_service_proto_rawDesc = "" +
 	"\x13PERSIST_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0ePERSIST_STREAM\x10\x01\x12\x12\n" +
 	"\x0ePERSIST_LEDGER\x10\x02\x12\x11\n" +
-	"\rPERSIST_AFTER\x10\x032\x89\x04\n" +
+	"\rPERSIST_AFTER\x10\x03*o\n" +
+	"\x0fDeadPredecessor\x12 \n" +
+	"\x1cDEAD_PREDECESSOR_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19DEAD_PREDECESSOR_RELEASES\x10\x01\x12\x1b\n" +
+	"\x17DEAD_PREDECESSOR_BLOCKS\x10\x02*|\n" +
+	"\fBreakerState\x12\x1d\n" +
+	"\x19BREAKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14BREAKER_STATE_CLOSED\x10\x01\x12\x16\n" +
+	"\x12BREAKER_STATE_OPEN\x10\x02\x12\x1b\n" +
+	"\x17BREAKER_STATE_HALF_OPEN\x10\x03*u\n" +
+	"\fBreakerCause\x12\x1d\n" +
+	"\x19BREAKER_CAUSE_UNSPECIFIED\x10\x00\x12&\n" +
+	"\"BREAKER_CAUSE_CONSECUTIVE_FAILURES\x10\x01\x12\x1e\n" +
+	"\x1aBREAKER_CAUSE_FAILURE_RATE\x10\x02*|\n" +
+	"\rForcedBreaker\x12\x1e\n" +
+	"\x1aFORCED_BREAKER_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13FORCED_BREAKER_NONE\x10\x01\x12\x17\n" +
+	"\x13FORCED_BREAKER_OPEN\x10\x02\x12\x19\n" +
+	"\x15FORCED_BREAKER_CLOSED\x10\x032\xa3\x05\n" +
 	"\x0fMerchantService\x12N\n" +
 	"\vPutMerchant\x12\x1e.notifyd.v1.PutMerchantRequest\x1a\x1f.notifyd.v1.PutMerchantResponse\x12N\n" +
 	"\vGetMerchant\x12\x1e.notifyd.v1.GetMerchantRequest\x1a\x1f.notifyd.v1.GetMerchantResponse\x12T\n" +
 	"\rListMerchants\x12 .notifyd.v1.ListMerchantsRequest\x1a!.notifyd.v1.ListMerchantsResponse\x12T\n" +
 	"\rPauseMerchant\x12 .notifyd.v1.PauseMerchantRequest\x1a!.notifyd.v1.PauseMerchantResponse\x12W\n" +
 	"\x0eResumeMerchant\x12!.notifyd.v1.ResumeMerchantRequest\x1a\".notifyd.v1.ResumeMerchantResponse\x12Q\n" +
-	"\fTestMerchant\x12\x1f.notifyd.v1.TestMerchantRequest\x1a .notifyd.v1.TestMerchantResponseB$Z\"notifyd/proto/notifyd/v1;notifydv1b\x06proto3"
+	"\fTestMerchant\x12\x1f.notifyd.v1.TestMerchantRequest\x1a .notifyd.v1.TestMerchantResponse\x12E\n" +
+	"\bListKeys\x12\x1b.notifyd.v1.ListKeysRequest\x1a\x1c.notifyd.v1.ListKeysResponse\x12Q\n" +
+	"\fForceBreaker\x12\x1f.notifyd.v1.ForceBreakerRequest\x1a .notifyd.v1.ForceBreakerResponseB$Z\"notifyd/proto/notifyd/v1;notifydv1b\x06proto3"
 
 var (
 	file_notifyd_v1_merchant_service_proto_rawDescOnce sync.Once
@@ -1810,93 +2739,124 @@ func file_notifyd_v1_merchant_service_proto_rawDescGZIP() []byte {
 	return file_notifyd_v1_merchant_service_proto_rawDescData
 }
 
-var file_notifyd_v1_merchant_service_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_notifyd_v1_merchant_service_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_notifyd_v1_merchant_service_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_notifyd_v1_merchant_service_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_notifyd_v1_merchant_service_proto_goTypes = []any{
 	(Isolation)(0),                 // 0: notifyd.v1.Isolation
 	(Persist)(0),                   // 1: notifyd.v1.Persist
-	(*Merchant)(nil),               // 2: notifyd.v1.Merchant
-	(*UrlPolicy)(nil),              // 3: notifyd.v1.UrlPolicy
-	(*Contract)(nil),               // 4: notifyd.v1.Contract
-	(*Encoding)(nil),               // 5: notifyd.v1.Encoding
-	(*Signer)(nil),                 // 6: notifyd.v1.Signer
-	(*Acknowledgement)(nil),        // 7: notifyd.v1.Acknowledgement
-	(*Encryption)(nil),             // 8: notifyd.v1.Encryption
-	(*TlsSettings)(nil),            // 9: notifyd.v1.TlsSettings
-	(*Limits)(nil),                 // 10: notifyd.v1.Limits
-	(*Timeouts)(nil),               // 11: notifyd.v1.Timeouts
-	(*Schedule)(nil),               // 12: notifyd.v1.Schedule
-	(*SceneSettings)(nil),          // 13: notifyd.v1.SceneSettings
-	(*PutMerchantRequest)(nil),     // 14: notifyd.v1.PutMerchantRequest
-	(*PutMerchantResponse)(nil),    // 15: notifyd.v1.PutMerchantResponse
-	(*GetMerchantRequest)(nil),     // 16: notifyd.v1.GetMerchantRequest
-	(*GetMerchantResponse)(nil),    // 17: notifyd.v1.GetMerchantResponse
-	(*ListMerchantsRequest)(nil),   // 18: notifyd.v1.ListMerchantsRequest
-	(*ListMerchantsResponse)(nil),  // 19: notifyd.v1.ListMerchantsResponse
-	(*PauseMerchantRequest)(nil),   // 20: notifyd.v1.PauseMerchantRequest
-	(*PauseMerchantResponse)(nil),  // 21: notifyd.v1.PauseMerchantResponse
-	(*ResumeMerchantRequest)(nil),  // 22: notifyd.v1.ResumeMerchantRequest
-	(*ResumeMerchantResponse)(nil), // 23: notifyd.v1.ResumeMerchantResponse
-	(*TestMerchantRequest)(nil),    // 24: notifyd.v1.TestMerchantRequest
-	(*TestMerchantResponse)(nil),   // 25: notifyd.v1.TestMerchantResponse
-	nil,                            // 26: notifyd.v1.Merchant.ScenesEntry
-	nil,                            // 27: notifyd.v1.Encoding.FieldsEntry
-	(*timestamppb.Timestamp)(nil),  // 28: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 29: google.protobuf.Duration
-	(*Attempt)(nil),                // 30: notifyd.v1.Attempt
+	(DeadPredecessor)(0),           // 2: notifyd.v1.DeadPredecessor
+	(BreakerState)(0),              // 3: notifyd.v1.BreakerState
+	(BreakerCause)(0),              // 4: notifyd.v1.BreakerCause
+	(ForcedBreaker)(0),             // 5: notifyd.v1.ForcedBreaker
+	(*Merchant)(nil),               // 6: notifyd.v1.Merchant
+	(*UrlPolicy)(nil),              // 7: notifyd.v1.UrlPolicy
+	(*Contract)(nil),               // 8: notifyd.v1.Contract
+	(*Encoding)(nil),               // 9: notifyd.v1.Encoding
+	(*Signer)(nil),                 // 10: notifyd.v1.Signer
+	(*Acknowledgement)(nil),        // 11: notifyd.v1.Acknowledgement
+	(*Encryption)(nil),             // 12: notifyd.v1.Encryption
+	(*TlsSettings)(nil),            // 13: notifyd.v1.TlsSettings
+	(*Limits)(nil),                 // 14: notifyd.v1.Limits
+	(*Release)(nil),                // 15: notifyd.v1.Release
+	(*Timeouts)(nil),               // 16: notifyd.v1.Timeouts
+	(*Schedule)(nil),               // 17: notifyd.v1.Schedule
+	(*Ordering)(nil),               // 18: notifyd.v1.Ordering
+	(*SceneSettings)(nil),          // 19: notifyd.v1.SceneSettings
+	(*PutMerchantRequest)(nil),     // 20: notifyd.v1.PutMerchantRequest
+	(*PutMerchantResponse)(nil),    // 21: notifyd.v1.PutMerchantResponse
+	(*GetMerchantRequest)(nil),     // 22: notifyd.v1.GetMerchantRequest
+	(*GetMerchantResponse)(nil),    // 23: notifyd.v1.GetMerchantResponse
+	(*ListMerchantsRequest)(nil),   // 24: notifyd.v1.ListMerchantsRequest
+	(*ListMerchantsResponse)(nil),  // 25: notifyd.v1.ListMerchantsResponse
+	(*PauseMerchantRequest)(nil),   // 26: notifyd.v1.PauseMerchantRequest
+	(*PauseMerchantResponse)(nil),  // 27: notifyd.v1.PauseMerchantResponse
+	(*ResumeMerchantRequest)(nil),  // 28: notifyd.v1.ResumeMerchantRequest
+	(*ResumeMerchantResponse)(nil), // 29: notifyd.v1.ResumeMerchantResponse
+	(*TestMerchantRequest)(nil),    // 30: notifyd.v1.TestMerchantRequest
+	(*TestMerchantResponse)(nil),   // 31: notifyd.v1.TestMerchantResponse
+	(*KeyStatus)(nil),              // 32: notifyd.v1.KeyStatus
+	(*ListKeysRequest)(nil),        // 33: notifyd.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),       // 34: notifyd.v1.ListKeysResponse
+	(*ForceBreakerRequest)(nil),    // 35: notifyd.v1.ForceBreakerRequest
+	(*ForceBreakerResponse)(nil),   // 36: notifyd.v1.ForceBreakerResponse
+	nil,                            // 37: notifyd.v1.Merchant.ScenesEntry
+	nil,                            // 38: notifyd.v1.Encoding.FieldsEntry
+	(*timestamppb.Timestamp)(nil),  // 39: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 40: google.protobuf.Duration
+	(*Attempt)(nil),                // 41: notifyd.v1.Attempt
 }
 var file_notifyd_v1_merchant_service_proto_depIdxs = []int32{
-	3,  // 0: notifyd.v1.Merchant.url_policy:type_name -> notifyd.v1.UrlPolicy
-	4,  // 1: notifyd.v1.Merchant.contract:type_name -> notifyd.v1.Contract
-	9,  // 2: notifyd.v1.Merchant.tls:type_name -> notifyd.v1.TlsSettings
-	10, // 3: notifyd.v1.Merchant.limits:type_name -> notifyd.v1.Limits
-	11, // 4: notifyd.v1.Merchant.timeouts:type_name -> notifyd.v1.Timeouts
-	12, // 5: notifyd.v1.Merchant.schedule:type_name -> notifyd.v1.Schedule
+	7,  // 0: notifyd.v1.Merchant.url_policy:type_name -> notifyd.v1.UrlPolicy
+	8,  // 1: notifyd.v1.Merchant.contract:type_name -> notifyd.v1.Contract
+	13, // 2: notifyd.v1.Merchant.tls:type_name -> notifyd.v1.TlsSettings
+	14, // 3: notifyd.v1.Merchant.limits:type_name -> notifyd.v1.Limits
+	16, // 4: notifyd.v1.Merchant.timeouts:type_name -> notifyd.v1.Timeouts
+	17, // 5: notifyd.v1.Merchant.schedule:type_name -> notifyd.v1.Schedule
 	0,  // 6: notifyd.v1.Merchant.isolation:type_name -> notifyd.v1.Isolation
-	26, // 7: notifyd.v1.Merchant.scenes:type_name -> notifyd.v1.Merchant.ScenesEntry
+	37, // 7: notifyd.v1.Merchant.scenes:type_name -> notifyd.v1.Merchant.ScenesEntry
 	1,  // 8: notifyd.v1.Merchant.persist:type_name -> notifyd.v1.Persist
-	28, // 9: notifyd.v1.Merchant.updated_at:type_name -> google.protobuf.Timestamp
-	5,  // 10: notifyd.v1.Contract.encoding:type_name -> notifyd.v1.Encoding
-	6,  // 11: notifyd.v1.Contract.signer:type_name -> notifyd.v1.Signer
-	7,  // 12: notifyd.v1.Contract.acknowledgement:type_name -> notifyd.v1.Acknowledgement
-	8,  // 13: notifyd.v1.Contract.encryption:type_name -> notifyd.v1.Encryption
-	27, // 14: notifyd.v1.Encoding.fields:type_name -> notifyd.v1.Encoding.FieldsEntry
-	29, // 15: notifyd.v1.Timeouts.connect:type_name -> google.protobuf.Duration
-	29, // 16: notifyd.v1.Timeouts.tls:type_name -> google.protobuf.Duration
-	29, // 17: notifyd.v1.Timeouts.first_byte:type_name -> google.protobuf.Duration
-	29, // 18: notifyd.v1.Timeouts.total:type_name -> google.protobuf.Duration
-	29, // 19: notifyd.v1.Timeouts.grace:type_name -> google.protobuf.Duration
-	29, // 20: notifyd.v1.Schedule.gaps:type_name -> google.protobuf.Duration
-	29, // 21: notifyd.v1.Schedule.window:type_name -> google.protobuf.Duration
-	11, // 22: notifyd.v1.SceneSettings.timeouts:type_name -> notifyd.v1.Timeouts
-	12, // 23: notifyd.v1.SceneSettings.schedule:type_name -> notifyd.v1.Schedule
-	1,  // 24: notifyd.v1.SceneSettings.persist:type_name -> notifyd.v1.Persist
-	7,  // 25: notifyd.v1.SceneSettings.acknowledgement:type_name -> notifyd.v1.Acknowledgement
-	2,  // 26: notifyd.v1.PutMerchantRequest.merchant:type_name -> notifyd.v1.Merchant
-	2,  // 27: notifyd.v1.PutMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
-	2,  // 28: notifyd.v1.GetMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
-	2,  // 29: notifyd.v1.ListMerchantsResponse.merchants:type_name -> notifyd.v1.Merchant
-	2,  // 30: notifyd.v1.PauseMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
-	2,  // 31: notifyd.v1.ResumeMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
-	30, // 32: notifyd.v1.TestMerchantResponse.attempt:type_name -> notifyd.v1.Attempt
-	13, // 33: notifyd.v1.Merchant.ScenesEntry.value:type_name -> notifyd.v1.SceneSettings
-	14, // 34: notifyd.v1.MerchantService.PutMerchant:input_type -> notifyd.v1.PutMerchantRequest
-	16, // 35: notifyd.v1.MerchantService.GetMerchant:input_type -> notifyd.v1.GetMerchantRequest
-	18, // 36: notifyd.v1.MerchantService.ListMerchants:input_type -> notifyd.v1.ListMerchantsRequest
-	20, // 37: notifyd.v1.MerchantService.PauseMerchant:input_type -> notifyd.v1.PauseMerchantRequest
-	22, // 38: notifyd.v1.MerchantService.ResumeMerchant:input_type -> notifyd.v1.ResumeMerchantRequest
-	24, // 39: notifyd.v1.MerchantService.TestMerchant:input_type -> notifyd.v1.TestMerchantRequest
-	15, // 40: notifyd.v1.MerchantService.PutMerchant:output_type -> notifyd.v1.PutMerchantResponse
-	17, // 41: notifyd.v1.MerchantService.GetMerchant:output_type -> notifyd.v1.GetMerchantResponse
-	19, // 42: notifyd.v1.MerchantService.ListMerchants:output_type -> notifyd.v1.ListMerchantsResponse
-	21, // 43: notifyd.v1.MerchantService.PauseMerchant:output_type -> notifyd.v1.PauseMerchantResponse
-	23, // 44: notifyd.v1.MerchantService.ResumeMerchant:output_type -> notifyd.v1.ResumeMerchantResponse
-	25, // 45: notifyd.v1.MerchantService.TestMerchant:output_type -> notifyd.v1.TestMerchantResponse
-	40, // [40:46] is the sub-list for method output_type
-	34, // [34:40] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	18, // 9: notifyd.v1.Merchant.ordering:type_name -> notifyd.v1.Ordering
+	39, // 10: notifyd.v1.Merchant.updated_at:type_name -> google.protobuf.Timestamp
+	15, // 11: notifyd.v1.Merchant.release:type_name -> notifyd.v1.Release
+	9,  // 12: notifyd.v1.Contract.encoding:type_name -> notifyd.v1.Encoding
+	10, // 13: notifyd.v1.Contract.signer:type_name -> notifyd.v1.Signer
+	11, // 14: notifyd.v1.Contract.acknowledgement:type_name -> notifyd.v1.Acknowledgement
+	12, // 15: notifyd.v1.Contract.encryption:type_name -> notifyd.v1.Encryption
+	38, // 16: notifyd.v1.Encoding.fields:type_name -> notifyd.v1.Encoding.FieldsEntry
+	39, // 17: notifyd.v1.Release.accepted_before:type_name -> google.protobuf.Timestamp
+	40, // 18: notifyd.v1.Timeouts.connect:type_name -> google.protobuf.Duration
+	40, // 19: notifyd.v1.Timeouts.tls:type_name -> google.protobuf.Duration
+	40, // 20: notifyd.v1.Timeouts.first_byte:type_name -> google.protobuf.Duration
+	40, // 21: notifyd.v1.Timeouts.total:type_name -> google.protobuf.Duration
+	40, // 22: notifyd.v1.Timeouts.grace:type_name -> google.protobuf.Duration
+	40, // 23: notifyd.v1.Schedule.gaps:type_name -> google.protobuf.Duration
+	40, // 24: notifyd.v1.Schedule.window:type_name -> google.protobuf.Duration
+	2,  // 25: notifyd.v1.Ordering.dead_predecessor:type_name -> notifyd.v1.DeadPredecessor
+	16, // 26: notifyd.v1.SceneSettings.timeouts:type_name -> notifyd.v1.Timeouts
+	17, // 27: notifyd.v1.SceneSettings.schedule:type_name -> notifyd.v1.Schedule
+	1,  // 28: notifyd.v1.SceneSettings.persist:type_name -> notifyd.v1.Persist
+	11, // 29: notifyd.v1.SceneSettings.acknowledgement:type_name -> notifyd.v1.Acknowledgement
+	6,  // 30: notifyd.v1.PutMerchantRequest.merchant:type_name -> notifyd.v1.Merchant
+	6,  // 31: notifyd.v1.PutMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
+	6,  // 32: notifyd.v1.GetMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
+	6,  // 33: notifyd.v1.ListMerchantsResponse.merchants:type_name -> notifyd.v1.Merchant
+	6,  // 34: notifyd.v1.PauseMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
+	6,  // 35: notifyd.v1.ResumeMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
+	41, // 36: notifyd.v1.TestMerchantResponse.attempt:type_name -> notifyd.v1.Attempt
+	3,  // 37: notifyd.v1.KeyStatus.breaker:type_name -> notifyd.v1.BreakerState
+	39, // 38: notifyd.v1.KeyStatus.opened_at:type_name -> google.protobuf.Timestamp
+	39, // 39: notifyd.v1.KeyStatus.probe_at:type_name -> google.protobuf.Timestamp
+	4,  // 40: notifyd.v1.KeyStatus.cause:type_name -> notifyd.v1.BreakerCause
+	5,  // 41: notifyd.v1.KeyStatus.forced:type_name -> notifyd.v1.ForcedBreaker
+	39, // 42: notifyd.v1.KeyStatus.forced_at:type_name -> google.protobuf.Timestamp
+	39, // 43: notifyd.v1.KeyStatus.forced_until:type_name -> google.protobuf.Timestamp
+	39, // 44: notifyd.v1.KeyStatus.own_queue_oldest:type_name -> google.protobuf.Timestamp
+	32, // 45: notifyd.v1.ListKeysResponse.keys:type_name -> notifyd.v1.KeyStatus
+	5,  // 46: notifyd.v1.ForceBreakerRequest.state:type_name -> notifyd.v1.ForcedBreaker
+	39, // 47: notifyd.v1.ForceBreakerRequest.expires_at:type_name -> google.protobuf.Timestamp
+	32, // 48: notifyd.v1.ForceBreakerResponse.keys:type_name -> notifyd.v1.KeyStatus
+	19, // 49: notifyd.v1.Merchant.ScenesEntry.value:type_name -> notifyd.v1.SceneSettings
+	20, // 50: notifyd.v1.MerchantService.PutMerchant:input_type -> notifyd.v1.PutMerchantRequest
+	22, // 51: notifyd.v1.MerchantService.GetMerchant:input_type -> notifyd.v1.GetMerchantRequest
+	24, // 52: notifyd.v1.MerchantService.ListMerchants:input_type -> notifyd.v1.ListMerchantsRequest
+	26, // 53: notifyd.v1.MerchantService.PauseMerchant:input_type -> notifyd.v1.PauseMerchantRequest
+	28, // 54: notifyd.v1.MerchantService.ResumeMerchant:input_type -> notifyd.v1.ResumeMerchantRequest
+	30, // 55: notifyd.v1.MerchantService.TestMerchant:input_type -> notifyd.v1.TestMerchantRequest
+	33, // 56: notifyd.v1.MerchantService.ListKeys:input_type -> notifyd.v1.ListKeysRequest
+	35, // 57: notifyd.v1.MerchantService.ForceBreaker:input_type -> notifyd.v1.ForceBreakerRequest
+	21, // 58: notifyd.v1.MerchantService.PutMerchant:output_type -> notifyd.v1.PutMerchantResponse
+	23, // 59: notifyd.v1.MerchantService.GetMerchant:output_type -> notifyd.v1.GetMerchantResponse
+	25, // 60: notifyd.v1.MerchantService.ListMerchants:output_type -> notifyd.v1.ListMerchantsResponse
+	27, // 61: notifyd.v1.MerchantService.PauseMerchant:output_type -> notifyd.v1.PauseMerchantResponse
+	29, // 62: notifyd.v1.MerchantService.ResumeMerchant:output_type -> notifyd.v1.ResumeMerchantResponse
+	31, // 63: notifyd.v1.MerchantService.TestMerchant:output_type -> notifyd.v1.TestMerchantResponse
+	34, // 64: notifyd.v1.MerchantService.ListKeys:output_type -> notifyd.v1.ListKeysResponse
+	36, // 65: notifyd.v1.MerchantService.ForceBreaker:output_type -> notifyd.v1.ForceBreakerResponse
+	58, // [58:66] is the sub-list for method output_type
+	50, // [50:58] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_notifyd_v1_merchant_service_proto_init() }
@@ -1905,14 +2865,14 @@ func file_notifyd_v1_merchant_service_proto_init() {
 		return
 	}
 	file_notifyd_v1_notification_proto_init()
-	file_notifyd_v1_merchant_service_proto_msgTypes[10].OneofWrappers = []any{}
+	file_notifyd_v1_merchant_service_proto_msgTypes[11].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_notifyd_v1_merchant_service_proto_rawDesc), len(file_notifyd_v1_merchant_service_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   26,
+			NumEnums:      6,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -427,9 +427,11 @@ type Notification struct {
 	NotBefore *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
 	// No attempt after this instant: the notification ends expired.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
-	// Notifications with the same key are delivered one after another.
+	// Those of one merchant with the same key are delivered one after another, in the order of their acceptance: none is
+	// sent before the one before it is delivered, canceled, expired or dead (see Merchant.ordering).
 	OrderingKey string `protobuf:"bytes,22,opt,name=ordering_key,json=orderingKey,proto3" json:"ordering_key,omitempty"`
-	// A newer notification with the same key cancels a waiting older one.
+	// A newer notification of the merchant with the same key cancels a waiting older one. One in flight ends its attempt, and is
+	// not tried again.
 	SupersedeKey string            `protobuf:"bytes,23,opt,name=supersede_key,json=supersedeKey,proto3" json:"supersede_key,omitempty"`
 	Labels       map[string]string `protobuf:"bytes,24,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// LANE_UNSPECIFIED: the router decides.
@@ -446,7 +448,8 @@ type Notification struct {
 	NextAttemptAt *timestamppb.Timestamp `protobuf:"bytes,45,opt,name=next_attempt_at,json=nextAttemptAt,proto3" json:"next_attempt_at,omitempty"`
 	AcceptedAt    *timestamppb.Timestamp `protobuf:"bytes,46,opt,name=accepted_at,json=acceptedAt,proto3" json:"accepted_at,omitempty"`
 	SettledAt     *timestamppb.Timestamp `protobuf:"bytes,47,opt,name=settled_at,json=settledAt,proto3" json:"settled_at,omitempty"`
-	// What made it final: acknowledgement, late_acknowledgement, schedule, merchant, operator, expiry.
+	// What made it final: acknowledgement, late_acknowledgement, schedule, merchant, operator, expiry,
+	// engine; or "supersede:" and the id of the newer notification.
 	SettledBy string `protobuf:"bytes,48,opt,name=settled_by,json=settledBy,proto3" json:"settled_by,omitempty"`
 	// The name of the routing rule that decided.
 	Rule          string `protobuf:"bytes,49,opt,name=rule,proto3" json:"rule,omitempty"`

@@ -344,6 +344,229 @@ func (*SubmitResult_Response) isSubmitResult_Result() {}
 
 func (*SubmitResult_Error) isSubmitResult_Result() {}
 
+type SubmitStreamRequest struct {
+	state         protoimpl.MessageState  `protogen:"open.v1"`
+	Notifications []*StreamedNotification `protobuf:"bytes,1,rep,name=notifications,proto3" json:"notifications,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubmitStreamRequest) Reset() {
+	*x = SubmitStreamRequest{}
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubmitStreamRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubmitStreamRequest) ProtoMessage() {}
+
+func (x *SubmitStreamRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubmitStreamRequest.ProtoReflect.Descriptor instead.
+func (*SubmitStreamRequest) Descriptor() ([]byte, []int) {
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SubmitStreamRequest) GetNotifications() []*StreamedNotification {
+	if x != nil {
+		return x.Notifications
+	}
+	return nil
+}
+
+type StreamedNotification struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The caller's own; its result has the same. Those without an answer yet must differ.
+	Number uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// Checked one by one: a bad one gets its own error.
+	Notification *Notification `protobuf:"bytes,2,opt,name=notification,proto3" json:"notification,omitempty"`
+	// A scene of the sync lane is answered when its merchant has answered; otherwise it goes async, as everything else does.
+	AllowSync bool `protobuf:"varint,3,opt,name=allow_sync,json=allowSync,proto3" json:"allow_sync,omitempty"`
+	// Sync lane: how long the caller waits for its answer; it comes 0.1 s earlier. Absent: the server's default.
+	Wait *durationpb.Duration `protobuf:"bytes,4,opt,name=wait,proto3" json:"wait,omitempty"`
+	// The W3C trace context of this submission, if it has one. What is not valid is ignored.
+	Traceparent   string `protobuf:"bytes,5,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamedNotification) Reset() {
+	*x = StreamedNotification{}
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamedNotification) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamedNotification) ProtoMessage() {}
+
+func (x *StreamedNotification) ProtoReflect() protoreflect.Message {
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamedNotification.ProtoReflect.Descriptor instead.
+func (*StreamedNotification) Descriptor() ([]byte, []int) {
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *StreamedNotification) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *StreamedNotification) GetNotification() *Notification {
+	if x != nil {
+		return x.Notification
+	}
+	return nil
+}
+
+func (x *StreamedNotification) GetAllowSync() bool {
+	if x != nil {
+		return x.AllowSync
+	}
+	return false
+}
+
+func (x *StreamedNotification) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+func (x *StreamedNotification) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
+}
+
+// SubmitStreamResponse holds the results that were ready together; none: the stream is open.
+type SubmitStreamResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Results       []*StreamedResult      `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubmitStreamResponse) Reset() {
+	*x = SubmitStreamResponse{}
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubmitStreamResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubmitStreamResponse) ProtoMessage() {}
+
+func (x *SubmitStreamResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubmitStreamResponse.ProtoReflect.Descriptor instead.
+func (*SubmitStreamResponse) Descriptor() ([]byte, []int) {
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SubmitStreamResponse) GetResults() []*StreamedResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+type StreamedResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the notification that this is about.
+	Number        uint64        `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Result        *SubmitResult `protobuf:"bytes,2,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamedResult) Reset() {
+	*x = StreamedResult{}
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamedResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamedResult) ProtoMessage() {}
+
+func (x *StreamedResult) ProtoReflect() protoreflect.Message {
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamedResult.ProtoReflect.Descriptor instead.
+func (*StreamedResult) Descriptor() ([]byte, []int) {
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *StreamedResult) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *StreamedResult) GetResult() *SubmitResult {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
 // ItemError is what one item of a list would have failed with on its own.
 type ItemError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -359,7 +582,7 @@ type ItemError struct {
 
 func (x *ItemError) Reset() {
 	*x = ItemError{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[5]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -371,7 +594,7 @@ func (x *ItemError) String() string {
 func (*ItemError) ProtoMessage() {}
 
 func (x *ItemError) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[5]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -384,7 +607,7 @@ func (x *ItemError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ItemError.ProtoReflect.Descriptor instead.
 func (*ItemError) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{5}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ItemError) GetCode() string {
@@ -425,7 +648,7 @@ type Violation struct {
 
 func (x *Violation) Reset() {
 	*x = Violation{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[6]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -437,7 +660,7 @@ func (x *Violation) String() string {
 func (*Violation) ProtoMessage() {}
 
 func (x *Violation) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[6]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -450,7 +673,7 @@ func (x *Violation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Violation.ProtoReflect.Descriptor instead.
 func (*Violation) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{6}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Violation) GetField() string {
@@ -482,7 +705,7 @@ type GetNotificationRequest struct {
 
 func (x *GetNotificationRequest) Reset() {
 	*x = GetNotificationRequest{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[7]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -494,7 +717,7 @@ func (x *GetNotificationRequest) String() string {
 func (*GetNotificationRequest) ProtoMessage() {}
 
 func (x *GetNotificationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[7]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -507,7 +730,7 @@ func (x *GetNotificationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNotificationRequest.ProtoReflect.Descriptor instead.
 func (*GetNotificationRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{7}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetNotificationRequest) GetId() string {
@@ -553,7 +776,7 @@ type GetNotificationResponse struct {
 
 func (x *GetNotificationResponse) Reset() {
 	*x = GetNotificationResponse{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[8]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -565,7 +788,7 @@ func (x *GetNotificationResponse) String() string {
 func (*GetNotificationResponse) ProtoMessage() {}
 
 func (x *GetNotificationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[8]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -578,7 +801,7 @@ func (x *GetNotificationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNotificationResponse.ProtoReflect.Descriptor instead.
 func (*GetNotificationResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{8}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetNotificationResponse) GetNotification() *Notification {
@@ -631,7 +854,7 @@ type NotificationFilter struct {
 
 func (x *NotificationFilter) Reset() {
 	*x = NotificationFilter{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[9]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +866,7 @@ func (x *NotificationFilter) String() string {
 func (*NotificationFilter) ProtoMessage() {}
 
 func (x *NotificationFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[9]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +879,7 @@ func (x *NotificationFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotificationFilter.ProtoReflect.Descriptor instead.
 func (*NotificationFilter) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{9}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *NotificationFilter) GetMerchantId() string {
@@ -749,7 +972,7 @@ type ListNotificationsRequest struct {
 
 func (x *ListNotificationsRequest) Reset() {
 	*x = ListNotificationsRequest{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[10]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +984,7 @@ func (x *ListNotificationsRequest) String() string {
 func (*ListNotificationsRequest) ProtoMessage() {}
 
 func (x *ListNotificationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[10]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +997,7 @@ func (x *ListNotificationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNotificationsRequest.ProtoReflect.Descriptor instead.
 func (*ListNotificationsRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{10}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListNotificationsRequest) GetFilter() *NotificationFilter {
@@ -810,7 +1033,7 @@ type ListNotificationsResponse struct {
 
 func (x *ListNotificationsResponse) Reset() {
 	*x = ListNotificationsResponse{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[11]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +1045,7 @@ func (x *ListNotificationsResponse) String() string {
 func (*ListNotificationsResponse) ProtoMessage() {}
 
 func (x *ListNotificationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[11]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +1058,7 @@ func (x *ListNotificationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNotificationsResponse.ProtoReflect.Descriptor instead.
 func (*ListNotificationsResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{11}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListNotificationsResponse) GetNotifications() []*Notification {
@@ -863,7 +1086,7 @@ type GetBatchRequest struct {
 
 func (x *GetBatchRequest) Reset() {
 	*x = GetBatchRequest{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[12]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -875,7 +1098,7 @@ func (x *GetBatchRequest) String() string {
 func (*GetBatchRequest) ProtoMessage() {}
 
 func (x *GetBatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[12]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -888,7 +1111,7 @@ func (x *GetBatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBatchRequest.ProtoReflect.Descriptor instead.
 func (*GetBatchRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{12}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetBatchRequest) GetBatchId() string {
@@ -930,7 +1153,7 @@ type GetBatchResponse struct {
 
 func (x *GetBatchResponse) Reset() {
 	*x = GetBatchResponse{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[13]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1165,7 @@ func (x *GetBatchResponse) String() string {
 func (*GetBatchResponse) ProtoMessage() {}
 
 func (x *GetBatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[13]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1178,7 @@ func (x *GetBatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetBatchResponse.ProtoReflect.Descriptor instead.
 func (*GetBatchResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{13}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetBatchResponse) GetBatchId() string {
@@ -1053,7 +1276,7 @@ type ResendNotificationsRequest struct {
 
 func (x *ResendNotificationsRequest) Reset() {
 	*x = ResendNotificationsRequest{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[14]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1065,7 +1288,7 @@ func (x *ResendNotificationsRequest) String() string {
 func (*ResendNotificationsRequest) ProtoMessage() {}
 
 func (x *ResendNotificationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[14]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1078,7 +1301,7 @@ func (x *ResendNotificationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResendNotificationsRequest.ProtoReflect.Descriptor instead.
 func (*ResendNotificationsRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{14}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResendNotificationsRequest) GetIds() []string {
@@ -1104,7 +1327,7 @@ type ResendNotificationsResponse struct {
 
 func (x *ResendNotificationsResponse) Reset() {
 	*x = ResendNotificationsResponse{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[15]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1339,7 @@ func (x *ResendNotificationsResponse) String() string {
 func (*ResendNotificationsResponse) ProtoMessage() {}
 
 func (x *ResendNotificationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[15]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1352,7 @@ func (x *ResendNotificationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResendNotificationsResponse.ProtoReflect.Descriptor instead.
 func (*ResendNotificationsResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{15}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResendNotificationsResponse) GetResults() []*ChangeResult {
@@ -1150,7 +1373,7 @@ type CancelNotificationsRequest struct {
 
 func (x *CancelNotificationsRequest) Reset() {
 	*x = CancelNotificationsRequest{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[16]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1385,7 @@ func (x *CancelNotificationsRequest) String() string {
 func (*CancelNotificationsRequest) ProtoMessage() {}
 
 func (x *CancelNotificationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[16]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1398,7 @@ func (x *CancelNotificationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelNotificationsRequest.ProtoReflect.Descriptor instead.
 func (*CancelNotificationsRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{16}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CancelNotificationsRequest) GetIds() []string {
@@ -1201,7 +1424,7 @@ type CancelNotificationsResponse struct {
 
 func (x *CancelNotificationsResponse) Reset() {
 	*x = CancelNotificationsResponse{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[17]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1213,7 +1436,7 @@ func (x *CancelNotificationsResponse) String() string {
 func (*CancelNotificationsResponse) ProtoMessage() {}
 
 func (x *CancelNotificationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[17]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1226,7 +1449,7 @@ func (x *CancelNotificationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelNotificationsResponse.ProtoReflect.Descriptor instead.
 func (*CancelNotificationsResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{17}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CancelNotificationsResponse) GetResults() []*ChangeResult {
@@ -1250,7 +1473,7 @@ type ChangeResult struct {
 
 func (x *ChangeResult) Reset() {
 	*x = ChangeResult{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[18]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +1485,7 @@ func (x *ChangeResult) String() string {
 func (*ChangeResult) ProtoMessage() {}
 
 func (x *ChangeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[18]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +1498,7 @@ func (x *ChangeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeResult.ProtoReflect.Descriptor instead.
 func (*ChangeResult) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{18}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ChangeResult) GetId() string {
@@ -1315,7 +1538,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[19]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1550,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[19]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1563,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{19}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExplainRequest) GetNotification() *Notification {
@@ -1366,14 +1589,20 @@ type ExplainResponse struct {
 	// The gaps of the schedule before jitter.
 	Gaps []*durationpb.Duration `protobuf:"bytes,10,rep,name=gaps,proto3" json:"gaps,omitempty"`
 	// Why an attempt would not be made right now; empty when it would.
-	Gate          string `protobuf:"bytes,11,opt,name=gate,proto3" json:"gate,omitempty"`
+	Gate string `protobuf:"bytes,11,opt,name=gate,proto3" json:"gate,omitempty"`
+	// What the lists of merchants and sources would do: the rule that blocks it, by id, and how. Empty and unspecified:
+	// nothing does.
+	AccessRule string     `protobuf:"bytes,12,opt,name=access_rule,json=accessRule,proto3" json:"access_rule,omitempty"`
+	AccessMode AccessMode `protobuf:"varint,13,opt,name=access_mode,json=accessMode,proto3,enum=notifyd.v1.AccessMode" json:"access_mode,omitempty"`
+	// What stands in that rule as its reason; shown to operators.
+	AccessReason  string `protobuf:"bytes,14,opt,name=access_reason,json=accessReason,proto3" json:"access_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[20]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1614,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[20]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1627,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{20}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExplainResponse) GetId() string {
@@ -1478,6 +1707,27 @@ func (x *ExplainResponse) GetGate() string {
 	return ""
 }
 
+func (x *ExplainResponse) GetAccessRule() string {
+	if x != nil {
+		return x.AccessRule
+	}
+	return ""
+}
+
+func (x *ExplainResponse) GetAccessMode() AccessMode {
+	if x != nil {
+		return x.AccessMode
+	}
+	return AccessMode_ACCESS_MODE_UNSPECIFIED
+}
+
+func (x *ExplainResponse) GetAccessReason() string {
+	if x != nil {
+		return x.AccessReason
+	}
+	return ""
+}
+
 type ProveRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Default: 30 s ago.
@@ -1490,7 +1740,7 @@ type ProveRequest struct {
 
 func (x *ProveRequest) Reset() {
 	*x = ProveRequest{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[21]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1752,7 @@ func (x *ProveRequest) String() string {
 func (*ProveRequest) ProtoMessage() {}
 
 func (x *ProveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[21]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1765,7 @@ func (x *ProveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveRequest.ProtoReflect.Descriptor instead.
 func (*ProveRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{21}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ProveRequest) GetAcceptedBefore() *timestamppb.Timestamp {
@@ -1553,7 +1803,7 @@ type ProveResponse struct {
 
 func (x *ProveResponse) Reset() {
 	*x = ProveResponse{}
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[22]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +1815,7 @@ func (x *ProveResponse) String() string {
 func (*ProveResponse) ProtoMessage() {}
 
 func (x *ProveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_notification_service_proto_msgTypes[22]
+	mi := &file_notifyd_v1_notification_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +1828,7 @@ func (x *ProveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveResponse.ProtoReflect.Descriptor instead.
 func (*ProveResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{22}
+	return file_notifyd_v1_notification_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ProveResponse) GetAccepted() int64 {
@@ -1642,7 +1892,7 @@ var File_notifyd_v1_notification_service_proto protoreflect.FileDescriptor
 const file_notifyd_v1_notification_service_proto_rawDesc = "" +
 	"\n" +
 	"%notifyd/v1/notification_service.proto\x12\n" +
-	"notifyd.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dnotifyd/v1/notification.proto\"U\n" +
+	"notifyd.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fnotifyd/v1/access_service.proto\x1a\x1dnotifyd/v1/notification.proto\"U\n" +
 	"\rSubmitRequest\x12D\n" +
 	"\fnotification\x18\x01 \x01(\v2\x18.notifyd.v1.NotificationB\x06\xbaH\x03\xc8\x01\x01R\fnotification\"\xf3\x01\n" +
 	"\x0eSubmitResponse\x12\x0e\n" +
@@ -1663,7 +1913,21 @@ const file_notifyd_v1_notification_service_proto_rawDesc = "" +
 	"\fSubmitResult\x128\n" +
 	"\bresponse\x18\x01 \x01(\v2\x1a.notifyd.v1.SubmitResponseH\x00R\bresponse\x12-\n" +
 	"\x05error\x18\x02 \x01(\v2\x15.notifyd.v1.ItemErrorH\x00R\x05errorB\b\n" +
-	"\x06result\"\xac\x01\n" +
+	"\x06result\"]\n" +
+	"\x13SubmitStreamRequest\x12F\n" +
+	"\rnotifications\x18\x01 \x03(\v2 .notifyd.v1.StreamedNotificationR\rnotifications\"\xdc\x01\n" +
+	"\x14StreamedNotification\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12<\n" +
+	"\fnotification\x18\x02 \x01(\v2\x18.notifyd.v1.NotificationR\fnotification\x12\x1d\n" +
+	"\n" +
+	"allow_sync\x18\x03 \x01(\bR\tallowSync\x12-\n" +
+	"\x04wait\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x12 \n" +
+	"\vtraceparent\x18\x05 \x01(\tR\vtraceparent\"L\n" +
+	"\x14SubmitStreamResponse\x124\n" +
+	"\aresults\x18\x01 \x03(\v2\x1a.notifyd.v1.StreamedResultR\aresults\"Z\n" +
+	"\x0eStreamedResult\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x120\n" +
+	"\x06result\x18\x02 \x01(\v2\x18.notifyd.v1.SubmitResultR\x06result\"\xac\x01\n" +
 	"\tItemError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x125\n" +
@@ -1748,7 +2012,7 @@ const file_notifyd_v1_notification_service_proto_rawDesc = "" +
 	"generation\x12+\n" +
 	"\x05error\x18\x04 \x01(\v2\x15.notifyd.v1.ItemErrorR\x05error\"V\n" +
 	"\x0eExplainRequest\x12D\n" +
-	"\fnotification\x18\x01 \x01(\v2\x18.notifyd.v1.NotificationB\x06\xbaH\x03\xc8\x01\x01R\fnotification\"\xdb\x02\n" +
+	"\fnotification\x18\x01 \x01(\v2\x18.notifyd.v1.NotificationB\x06\xbaH\x03\xc8\x01\x01R\fnotification\"\xda\x03\n" +
 	"\x0fExplainResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12$\n" +
 	"\x04lane\x18\x02 \x01(\x0e2\x10.notifyd.v1.LaneR\x04lane\x12\x12\n" +
@@ -1762,7 +2026,12 @@ const file_notifyd_v1_notification_service_proto_rawDesc = "" +
 	"\bschedule\x18\t \x01(\tR\bschedule\x12-\n" +
 	"\x04gaps\x18\n" +
 	" \x03(\v2\x19.google.protobuf.DurationR\x04gaps\x12\x12\n" +
-	"\x04gate\x18\v \x01(\tR\x04gate\"\x94\x01\n" +
+	"\x04gate\x18\v \x01(\tR\x04gate\x12\x1f\n" +
+	"\vaccess_rule\x18\f \x01(\tR\n" +
+	"accessRule\x127\n" +
+	"\vaccess_mode\x18\r \x01(\x0e2\x16.notifyd.v1.AccessModeR\n" +
+	"accessMode\x12#\n" +
+	"\raccess_reason\x18\x0e \x01(\tR\faccessReason\"\x94\x01\n" +
 	"\fProveRequest\x12C\n" +
 	"\x0faccepted_before\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x0eacceptedBefore\x12?\n" +
 	"\raccepted_from\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\facceptedFrom\"\xd3\x03\n" +
@@ -1784,10 +2053,11 @@ const file_notifyd_v1_notification_service_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\x1a:\n" +
 	"\fWaitingEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x012\xff\x05\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x012\xd6\x06\n" +
 	"\x13NotificationService\x12?\n" +
 	"\x06Submit\x12\x19.notifyd.v1.SubmitRequest\x1a\x1a.notifyd.v1.SubmitResponse\x12N\n" +
-	"\vSubmitBatch\x12\x1e.notifyd.v1.SubmitBatchRequest\x1a\x1f.notifyd.v1.SubmitBatchResponse\x12Z\n" +
+	"\vSubmitBatch\x12\x1e.notifyd.v1.SubmitBatchRequest\x1a\x1f.notifyd.v1.SubmitBatchResponse\x12U\n" +
+	"\fSubmitStream\x12\x1f.notifyd.v1.SubmitStreamRequest\x1a .notifyd.v1.SubmitStreamResponse(\x010\x01\x12Z\n" +
 	"\x0fGetNotification\x12\".notifyd.v1.GetNotificationRequest\x1a#.notifyd.v1.GetNotificationResponse\x12`\n" +
 	"\x11ListNotifications\x12$.notifyd.v1.ListNotificationsRequest\x1a%.notifyd.v1.ListNotificationsResponse\x12E\n" +
 	"\bGetBatch\x12\x1b.notifyd.v1.GetBatchRequest\x1a\x1c.notifyd.v1.GetBatchResponse\x12f\n" +
@@ -1808,97 +2078,110 @@ func file_notifyd_v1_notification_service_proto_rawDescGZIP() []byte {
 	return file_notifyd_v1_notification_service_proto_rawDescData
 }
 
-var file_notifyd_v1_notification_service_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_notifyd_v1_notification_service_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_notifyd_v1_notification_service_proto_goTypes = []any{
 	(*SubmitRequest)(nil),               // 0: notifyd.v1.SubmitRequest
 	(*SubmitResponse)(nil),              // 1: notifyd.v1.SubmitResponse
 	(*SubmitBatchRequest)(nil),          // 2: notifyd.v1.SubmitBatchRequest
 	(*SubmitBatchResponse)(nil),         // 3: notifyd.v1.SubmitBatchResponse
 	(*SubmitResult)(nil),                // 4: notifyd.v1.SubmitResult
-	(*ItemError)(nil),                   // 5: notifyd.v1.ItemError
-	(*Violation)(nil),                   // 6: notifyd.v1.Violation
-	(*GetNotificationRequest)(nil),      // 7: notifyd.v1.GetNotificationRequest
-	(*GetNotificationResponse)(nil),     // 8: notifyd.v1.GetNotificationResponse
-	(*NotificationFilter)(nil),          // 9: notifyd.v1.NotificationFilter
-	(*ListNotificationsRequest)(nil),    // 10: notifyd.v1.ListNotificationsRequest
-	(*ListNotificationsResponse)(nil),   // 11: notifyd.v1.ListNotificationsResponse
-	(*GetBatchRequest)(nil),             // 12: notifyd.v1.GetBatchRequest
-	(*GetBatchResponse)(nil),            // 13: notifyd.v1.GetBatchResponse
-	(*ResendNotificationsRequest)(nil),  // 14: notifyd.v1.ResendNotificationsRequest
-	(*ResendNotificationsResponse)(nil), // 15: notifyd.v1.ResendNotificationsResponse
-	(*CancelNotificationsRequest)(nil),  // 16: notifyd.v1.CancelNotificationsRequest
-	(*CancelNotificationsResponse)(nil), // 17: notifyd.v1.CancelNotificationsResponse
-	(*ChangeResult)(nil),                // 18: notifyd.v1.ChangeResult
-	(*ExplainRequest)(nil),              // 19: notifyd.v1.ExplainRequest
-	(*ExplainResponse)(nil),             // 20: notifyd.v1.ExplainResponse
-	(*ProveRequest)(nil),                // 21: notifyd.v1.ProveRequest
-	(*ProveResponse)(nil),               // 22: notifyd.v1.ProveResponse
-	nil,                                 // 23: notifyd.v1.ProveResponse.FinalEntry
-	nil,                                 // 24: notifyd.v1.ProveResponse.WaitingEntry
-	(*Notification)(nil),                // 25: notifyd.v1.Notification
-	(Lane)(0),                           // 26: notifyd.v1.Lane
-	(State)(0),                          // 27: notifyd.v1.State
-	(*Attempt)(nil),                     // 28: notifyd.v1.Attempt
-	(*durationpb.Duration)(nil),         // 29: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),       // 30: google.protobuf.Timestamp
+	(*SubmitStreamRequest)(nil),         // 5: notifyd.v1.SubmitStreamRequest
+	(*StreamedNotification)(nil),        // 6: notifyd.v1.StreamedNotification
+	(*SubmitStreamResponse)(nil),        // 7: notifyd.v1.SubmitStreamResponse
+	(*StreamedResult)(nil),              // 8: notifyd.v1.StreamedResult
+	(*ItemError)(nil),                   // 9: notifyd.v1.ItemError
+	(*Violation)(nil),                   // 10: notifyd.v1.Violation
+	(*GetNotificationRequest)(nil),      // 11: notifyd.v1.GetNotificationRequest
+	(*GetNotificationResponse)(nil),     // 12: notifyd.v1.GetNotificationResponse
+	(*NotificationFilter)(nil),          // 13: notifyd.v1.NotificationFilter
+	(*ListNotificationsRequest)(nil),    // 14: notifyd.v1.ListNotificationsRequest
+	(*ListNotificationsResponse)(nil),   // 15: notifyd.v1.ListNotificationsResponse
+	(*GetBatchRequest)(nil),             // 16: notifyd.v1.GetBatchRequest
+	(*GetBatchResponse)(nil),            // 17: notifyd.v1.GetBatchResponse
+	(*ResendNotificationsRequest)(nil),  // 18: notifyd.v1.ResendNotificationsRequest
+	(*ResendNotificationsResponse)(nil), // 19: notifyd.v1.ResendNotificationsResponse
+	(*CancelNotificationsRequest)(nil),  // 20: notifyd.v1.CancelNotificationsRequest
+	(*CancelNotificationsResponse)(nil), // 21: notifyd.v1.CancelNotificationsResponse
+	(*ChangeResult)(nil),                // 22: notifyd.v1.ChangeResult
+	(*ExplainRequest)(nil),              // 23: notifyd.v1.ExplainRequest
+	(*ExplainResponse)(nil),             // 24: notifyd.v1.ExplainResponse
+	(*ProveRequest)(nil),                // 25: notifyd.v1.ProveRequest
+	(*ProveResponse)(nil),               // 26: notifyd.v1.ProveResponse
+	nil,                                 // 27: notifyd.v1.ProveResponse.FinalEntry
+	nil,                                 // 28: notifyd.v1.ProveResponse.WaitingEntry
+	(*Notification)(nil),                // 29: notifyd.v1.Notification
+	(Lane)(0),                           // 30: notifyd.v1.Lane
+	(State)(0),                          // 31: notifyd.v1.State
+	(*Attempt)(nil),                     // 32: notifyd.v1.Attempt
+	(*durationpb.Duration)(nil),         // 33: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),       // 34: google.protobuf.Timestamp
+	(AccessMode)(0),                     // 35: notifyd.v1.AccessMode
 }
 var file_notifyd_v1_notification_service_proto_depIdxs = []int32{
-	25, // 0: notifyd.v1.SubmitRequest.notification:type_name -> notifyd.v1.Notification
-	26, // 1: notifyd.v1.SubmitResponse.lane:type_name -> notifyd.v1.Lane
-	27, // 2: notifyd.v1.SubmitResponse.state:type_name -> notifyd.v1.State
-	28, // 3: notifyd.v1.SubmitResponse.attempt:type_name -> notifyd.v1.Attempt
-	25, // 4: notifyd.v1.SubmitBatchRequest.notifications:type_name -> notifyd.v1.Notification
+	29, // 0: notifyd.v1.SubmitRequest.notification:type_name -> notifyd.v1.Notification
+	30, // 1: notifyd.v1.SubmitResponse.lane:type_name -> notifyd.v1.Lane
+	31, // 2: notifyd.v1.SubmitResponse.state:type_name -> notifyd.v1.State
+	32, // 3: notifyd.v1.SubmitResponse.attempt:type_name -> notifyd.v1.Attempt
+	29, // 4: notifyd.v1.SubmitBatchRequest.notifications:type_name -> notifyd.v1.Notification
 	4,  // 5: notifyd.v1.SubmitBatchResponse.results:type_name -> notifyd.v1.SubmitResult
 	1,  // 6: notifyd.v1.SubmitResult.response:type_name -> notifyd.v1.SubmitResponse
-	5,  // 7: notifyd.v1.SubmitResult.error:type_name -> notifyd.v1.ItemError
-	6,  // 8: notifyd.v1.ItemError.violations:type_name -> notifyd.v1.Violation
-	29, // 9: notifyd.v1.ItemError.retry_after:type_name -> google.protobuf.Duration
-	25, // 10: notifyd.v1.GetNotificationResponse.notification:type_name -> notifyd.v1.Notification
-	28, // 11: notifyd.v1.GetNotificationResponse.attempts:type_name -> notifyd.v1.Attempt
-	27, // 12: notifyd.v1.NotificationFilter.states:type_name -> notifyd.v1.State
-	30, // 13: notifyd.v1.NotificationFilter.accepted_from:type_name -> google.protobuf.Timestamp
-	30, // 14: notifyd.v1.NotificationFilter.accepted_to:type_name -> google.protobuf.Timestamp
-	9,  // 15: notifyd.v1.ListNotificationsRequest.filter:type_name -> notifyd.v1.NotificationFilter
-	25, // 16: notifyd.v1.ListNotificationsResponse.notifications:type_name -> notifyd.v1.Notification
-	30, // 17: notifyd.v1.GetBatchResponse.first_accepted_at:type_name -> google.protobuf.Timestamp
-	30, // 18: notifyd.v1.GetBatchResponse.last_accepted_at:type_name -> google.protobuf.Timestamp
-	30, // 19: notifyd.v1.GetBatchResponse.oldest_waiting_accepted_at:type_name -> google.protobuf.Timestamp
-	30, // 20: notifyd.v1.GetBatchResponse.settled_at:type_name -> google.protobuf.Timestamp
-	18, // 21: notifyd.v1.ResendNotificationsResponse.results:type_name -> notifyd.v1.ChangeResult
-	18, // 22: notifyd.v1.CancelNotificationsResponse.results:type_name -> notifyd.v1.ChangeResult
-	27, // 23: notifyd.v1.ChangeResult.state:type_name -> notifyd.v1.State
-	5,  // 24: notifyd.v1.ChangeResult.error:type_name -> notifyd.v1.ItemError
-	25, // 25: notifyd.v1.ExplainRequest.notification:type_name -> notifyd.v1.Notification
-	26, // 26: notifyd.v1.ExplainResponse.lane:type_name -> notifyd.v1.Lane
-	29, // 27: notifyd.v1.ExplainResponse.gaps:type_name -> google.protobuf.Duration
-	30, // 28: notifyd.v1.ProveRequest.accepted_before:type_name -> google.protobuf.Timestamp
-	30, // 29: notifyd.v1.ProveRequest.accepted_from:type_name -> google.protobuf.Timestamp
-	23, // 30: notifyd.v1.ProveResponse.final:type_name -> notifyd.v1.ProveResponse.FinalEntry
-	24, // 31: notifyd.v1.ProveResponse.waiting:type_name -> notifyd.v1.ProveResponse.WaitingEntry
-	30, // 32: notifyd.v1.ProveResponse.accepted_before:type_name -> google.protobuf.Timestamp
-	0,  // 33: notifyd.v1.NotificationService.Submit:input_type -> notifyd.v1.SubmitRequest
-	2,  // 34: notifyd.v1.NotificationService.SubmitBatch:input_type -> notifyd.v1.SubmitBatchRequest
-	7,  // 35: notifyd.v1.NotificationService.GetNotification:input_type -> notifyd.v1.GetNotificationRequest
-	10, // 36: notifyd.v1.NotificationService.ListNotifications:input_type -> notifyd.v1.ListNotificationsRequest
-	12, // 37: notifyd.v1.NotificationService.GetBatch:input_type -> notifyd.v1.GetBatchRequest
-	14, // 38: notifyd.v1.NotificationService.ResendNotifications:input_type -> notifyd.v1.ResendNotificationsRequest
-	16, // 39: notifyd.v1.NotificationService.CancelNotifications:input_type -> notifyd.v1.CancelNotificationsRequest
-	19, // 40: notifyd.v1.NotificationService.Explain:input_type -> notifyd.v1.ExplainRequest
-	21, // 41: notifyd.v1.NotificationService.Prove:input_type -> notifyd.v1.ProveRequest
-	1,  // 42: notifyd.v1.NotificationService.Submit:output_type -> notifyd.v1.SubmitResponse
-	3,  // 43: notifyd.v1.NotificationService.SubmitBatch:output_type -> notifyd.v1.SubmitBatchResponse
-	8,  // 44: notifyd.v1.NotificationService.GetNotification:output_type -> notifyd.v1.GetNotificationResponse
-	11, // 45: notifyd.v1.NotificationService.ListNotifications:output_type -> notifyd.v1.ListNotificationsResponse
-	13, // 46: notifyd.v1.NotificationService.GetBatch:output_type -> notifyd.v1.GetBatchResponse
-	15, // 47: notifyd.v1.NotificationService.ResendNotifications:output_type -> notifyd.v1.ResendNotificationsResponse
-	17, // 48: notifyd.v1.NotificationService.CancelNotifications:output_type -> notifyd.v1.CancelNotificationsResponse
-	20, // 49: notifyd.v1.NotificationService.Explain:output_type -> notifyd.v1.ExplainResponse
-	22, // 50: notifyd.v1.NotificationService.Prove:output_type -> notifyd.v1.ProveResponse
-	42, // [42:51] is the sub-list for method output_type
-	33, // [33:42] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	9,  // 7: notifyd.v1.SubmitResult.error:type_name -> notifyd.v1.ItemError
+	6,  // 8: notifyd.v1.SubmitStreamRequest.notifications:type_name -> notifyd.v1.StreamedNotification
+	29, // 9: notifyd.v1.StreamedNotification.notification:type_name -> notifyd.v1.Notification
+	33, // 10: notifyd.v1.StreamedNotification.wait:type_name -> google.protobuf.Duration
+	8,  // 11: notifyd.v1.SubmitStreamResponse.results:type_name -> notifyd.v1.StreamedResult
+	4,  // 12: notifyd.v1.StreamedResult.result:type_name -> notifyd.v1.SubmitResult
+	10, // 13: notifyd.v1.ItemError.violations:type_name -> notifyd.v1.Violation
+	33, // 14: notifyd.v1.ItemError.retry_after:type_name -> google.protobuf.Duration
+	29, // 15: notifyd.v1.GetNotificationResponse.notification:type_name -> notifyd.v1.Notification
+	32, // 16: notifyd.v1.GetNotificationResponse.attempts:type_name -> notifyd.v1.Attempt
+	31, // 17: notifyd.v1.NotificationFilter.states:type_name -> notifyd.v1.State
+	34, // 18: notifyd.v1.NotificationFilter.accepted_from:type_name -> google.protobuf.Timestamp
+	34, // 19: notifyd.v1.NotificationFilter.accepted_to:type_name -> google.protobuf.Timestamp
+	13, // 20: notifyd.v1.ListNotificationsRequest.filter:type_name -> notifyd.v1.NotificationFilter
+	29, // 21: notifyd.v1.ListNotificationsResponse.notifications:type_name -> notifyd.v1.Notification
+	34, // 22: notifyd.v1.GetBatchResponse.first_accepted_at:type_name -> google.protobuf.Timestamp
+	34, // 23: notifyd.v1.GetBatchResponse.last_accepted_at:type_name -> google.protobuf.Timestamp
+	34, // 24: notifyd.v1.GetBatchResponse.oldest_waiting_accepted_at:type_name -> google.protobuf.Timestamp
+	34, // 25: notifyd.v1.GetBatchResponse.settled_at:type_name -> google.protobuf.Timestamp
+	22, // 26: notifyd.v1.ResendNotificationsResponse.results:type_name -> notifyd.v1.ChangeResult
+	22, // 27: notifyd.v1.CancelNotificationsResponse.results:type_name -> notifyd.v1.ChangeResult
+	31, // 28: notifyd.v1.ChangeResult.state:type_name -> notifyd.v1.State
+	9,  // 29: notifyd.v1.ChangeResult.error:type_name -> notifyd.v1.ItemError
+	29, // 30: notifyd.v1.ExplainRequest.notification:type_name -> notifyd.v1.Notification
+	30, // 31: notifyd.v1.ExplainResponse.lane:type_name -> notifyd.v1.Lane
+	33, // 32: notifyd.v1.ExplainResponse.gaps:type_name -> google.protobuf.Duration
+	35, // 33: notifyd.v1.ExplainResponse.access_mode:type_name -> notifyd.v1.AccessMode
+	34, // 34: notifyd.v1.ProveRequest.accepted_before:type_name -> google.protobuf.Timestamp
+	34, // 35: notifyd.v1.ProveRequest.accepted_from:type_name -> google.protobuf.Timestamp
+	27, // 36: notifyd.v1.ProveResponse.final:type_name -> notifyd.v1.ProveResponse.FinalEntry
+	28, // 37: notifyd.v1.ProveResponse.waiting:type_name -> notifyd.v1.ProveResponse.WaitingEntry
+	34, // 38: notifyd.v1.ProveResponse.accepted_before:type_name -> google.protobuf.Timestamp
+	0,  // 39: notifyd.v1.NotificationService.Submit:input_type -> notifyd.v1.SubmitRequest
+	2,  // 40: notifyd.v1.NotificationService.SubmitBatch:input_type -> notifyd.v1.SubmitBatchRequest
+	5,  // 41: notifyd.v1.NotificationService.SubmitStream:input_type -> notifyd.v1.SubmitStreamRequest
+	11, // 42: notifyd.v1.NotificationService.GetNotification:input_type -> notifyd.v1.GetNotificationRequest
+	14, // 43: notifyd.v1.NotificationService.ListNotifications:input_type -> notifyd.v1.ListNotificationsRequest
+	16, // 44: notifyd.v1.NotificationService.GetBatch:input_type -> notifyd.v1.GetBatchRequest
+	18, // 45: notifyd.v1.NotificationService.ResendNotifications:input_type -> notifyd.v1.ResendNotificationsRequest
+	20, // 46: notifyd.v1.NotificationService.CancelNotifications:input_type -> notifyd.v1.CancelNotificationsRequest
+	23, // 47: notifyd.v1.NotificationService.Explain:input_type -> notifyd.v1.ExplainRequest
+	25, // 48: notifyd.v1.NotificationService.Prove:input_type -> notifyd.v1.ProveRequest
+	1,  // 49: notifyd.v1.NotificationService.Submit:output_type -> notifyd.v1.SubmitResponse
+	3,  // 50: notifyd.v1.NotificationService.SubmitBatch:output_type -> notifyd.v1.SubmitBatchResponse
+	7,  // 51: notifyd.v1.NotificationService.SubmitStream:output_type -> notifyd.v1.SubmitStreamResponse
+	12, // 52: notifyd.v1.NotificationService.GetNotification:output_type -> notifyd.v1.GetNotificationResponse
+	15, // 53: notifyd.v1.NotificationService.ListNotifications:output_type -> notifyd.v1.ListNotificationsResponse
+	17, // 54: notifyd.v1.NotificationService.GetBatch:output_type -> notifyd.v1.GetBatchResponse
+	19, // 55: notifyd.v1.NotificationService.ResendNotifications:output_type -> notifyd.v1.ResendNotificationsResponse
+	21, // 56: notifyd.v1.NotificationService.CancelNotifications:output_type -> notifyd.v1.CancelNotificationsResponse
+	24, // 57: notifyd.v1.NotificationService.Explain:output_type -> notifyd.v1.ExplainResponse
+	26, // 58: notifyd.v1.NotificationService.Prove:output_type -> notifyd.v1.ProveResponse
+	49, // [49:59] is the sub-list for method output_type
+	39, // [39:49] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_notifyd_v1_notification_service_proto_init() }
@@ -1906,6 +2189,7 @@ func file_notifyd_v1_notification_service_proto_init() {
 	if File_notifyd_v1_notification_service_proto != nil {
 		return
 	}
+	file_notifyd_v1_access_service_proto_init()
 	file_notifyd_v1_notification_proto_init()
 	file_notifyd_v1_notification_service_proto_msgTypes[4].OneofWrappers = []any{
 		(*SubmitResult_Response)(nil),
@@ -1917,7 +2201,7 @@ func file_notifyd_v1_notification_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_notifyd_v1_notification_service_proto_rawDesc), len(file_notifyd_v1_notification_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -51,6 +51,12 @@ const (
 	// MerchantServiceTestMerchantProcedure is the fully-qualified name of the MerchantService's
 	// TestMerchant RPC.
 	MerchantServiceTestMerchantProcedure = "/notifyd.v1.MerchantService/TestMerchant"
+	// MerchantServiceListKeysProcedure is the fully-qualified name of the MerchantService's ListKeys
+	// RPC.
+	MerchantServiceListKeysProcedure = "/notifyd.v1.MerchantService/ListKeys"
+	// MerchantServiceForceBreakerProcedure is the fully-qualified name of the MerchantService's
+	// ForceBreaker RPC.
+	MerchantServiceForceBreakerProcedure = "/notifyd.v1.MerchantService/ForceBreaker"
 )
 
 // MerchantServiceClient is a client for the notifyd.v1.MerchantService service.
@@ -65,6 +71,13 @@ type MerchantServiceClient interface {
 	ResumeMerchant(context.Context, *connect.Request[v1.ResumeMerchantRequest]) (*connect.Response[v1.ResumeMerchantResponse], error)
 	// TestMerchant sends a signed test call and returns its trace.
 	TestMerchant(context.Context, *connect.Request[v1.TestMerchantRequest]) (*connect.Response[v1.TestMerchantResponse], error)
+	// ListKeys says how it stands with isolation keys: breakers, what is forced, own queues. It lists what the answering node
+	// knows of: the keys that it has sent to in the last quarter of an hour, and, of the whole cluster, those that are open,
+	// forced or have an own queue.
+	ListKeys(context.Context, *connect.Request[v1.ListKeysRequest]) (*connect.Response[v1.ListKeysResponse], error)
+	// ForceBreaker holds breakers open or closed, on every node and over restarts, until it is lifted or expires. UNAVAILABLE:
+	// it may hold or not; call again.
+	ForceBreaker(context.Context, *connect.Request[v1.ForceBreakerRequest]) (*connect.Response[v1.ForceBreakerResponse], error)
 }
 
 // NewMerchantServiceClient constructs a client for the notifyd.v1.MerchantService service. By
@@ -114,6 +127,18 @@ func NewMerchantServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(merchantServiceMethods.ByName("TestMerchant")),
 			connect.WithClientOptions(opts...),
 		),
+		listKeys: connect.NewClient[v1.ListKeysRequest, v1.ListKeysResponse](
+			httpClient,
+			baseURL+MerchantServiceListKeysProcedure,
+			connect.WithSchema(merchantServiceMethods.ByName("ListKeys")),
+			connect.WithClientOptions(opts...),
+		),
+		forceBreaker: connect.NewClient[v1.ForceBreakerRequest, v1.ForceBreakerResponse](
+			httpClient,
+			baseURL+MerchantServiceForceBreakerProcedure,
+			connect.WithSchema(merchantServiceMethods.ByName("ForceBreaker")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -125,6 +150,8 @@ type merchantServiceClient struct {
 	pauseMerchant  *connect.Client[v1.PauseMerchantRequest, v1.PauseMerchantResponse]
 	resumeMerchant *connect.Client[v1.ResumeMerchantRequest, v1.ResumeMerchantResponse]
 	testMerchant   *connect.Client[v1.TestMerchantRequest, v1.TestMerchantResponse]
+	listKeys       *connect.Client[v1.ListKeysRequest, v1.ListKeysResponse]
+	forceBreaker   *connect.Client[v1.ForceBreakerRequest, v1.ForceBreakerResponse]
 }
 
 // PutMerchant calls notifyd.v1.MerchantService.PutMerchant.
@@ -157,6 +184,16 @@ func (c *merchantServiceClient) TestMerchant(ctx context.Context, req *connect.R
 	return c.testMerchant.CallUnary(ctx, req)
 }
 
+// ListKeys calls notifyd.v1.MerchantService.ListKeys.
+func (c *merchantServiceClient) ListKeys(ctx context.Context, req *connect.Request[v1.ListKeysRequest]) (*connect.Response[v1.ListKeysResponse], error) {
+	return c.listKeys.CallUnary(ctx, req)
+}
+
+// ForceBreaker calls notifyd.v1.MerchantService.ForceBreaker.
+func (c *merchantServiceClient) ForceBreaker(ctx context.Context, req *connect.Request[v1.ForceBreakerRequest]) (*connect.Response[v1.ForceBreakerResponse], error) {
+	return c.forceBreaker.CallUnary(ctx, req)
+}
+
 // MerchantServiceHandler is an implementation of the notifyd.v1.MerchantService service.
 type MerchantServiceHandler interface {
 	// PutMerchant creates or replaces; a stale etag is ABORTED.
@@ -169,6 +206,13 @@ type MerchantServiceHandler interface {
 	ResumeMerchant(context.Context, *connect.Request[v1.ResumeMerchantRequest]) (*connect.Response[v1.ResumeMerchantResponse], error)
 	// TestMerchant sends a signed test call and returns its trace.
 	TestMerchant(context.Context, *connect.Request[v1.TestMerchantRequest]) (*connect.Response[v1.TestMerchantResponse], error)
+	// ListKeys says how it stands with isolation keys: breakers, what is forced, own queues. It lists what the answering node
+	// knows of: the keys that it has sent to in the last quarter of an hour, and, of the whole cluster, those that are open,
+	// forced or have an own queue.
+	ListKeys(context.Context, *connect.Request[v1.ListKeysRequest]) (*connect.Response[v1.ListKeysResponse], error)
+	// ForceBreaker holds breakers open or closed, on every node and over restarts, until it is lifted or expires. UNAVAILABLE:
+	// it may hold or not; call again.
+	ForceBreaker(context.Context, *connect.Request[v1.ForceBreakerRequest]) (*connect.Response[v1.ForceBreakerResponse], error)
 }
 
 // NewMerchantServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -214,6 +258,18 @@ func NewMerchantServiceHandler(svc MerchantServiceHandler, opts ...connect.Handl
 		connect.WithSchema(merchantServiceMethods.ByName("TestMerchant")),
 		connect.WithHandlerOptions(opts...),
 	)
+	merchantServiceListKeysHandler := connect.NewUnaryHandler(
+		MerchantServiceListKeysProcedure,
+		svc.ListKeys,
+		connect.WithSchema(merchantServiceMethods.ByName("ListKeys")),
+		connect.WithHandlerOptions(opts...),
+	)
+	merchantServiceForceBreakerHandler := connect.NewUnaryHandler(
+		MerchantServiceForceBreakerProcedure,
+		svc.ForceBreaker,
+		connect.WithSchema(merchantServiceMethods.ByName("ForceBreaker")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/notifyd.v1.MerchantService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case MerchantServicePutMerchantProcedure:
@@ -228,6 +284,10 @@ func NewMerchantServiceHandler(svc MerchantServiceHandler, opts ...connect.Handl
 			merchantServiceResumeMerchantHandler.ServeHTTP(w, r)
 		case MerchantServiceTestMerchantProcedure:
 			merchantServiceTestMerchantHandler.ServeHTTP(w, r)
+		case MerchantServiceListKeysProcedure:
+			merchantServiceListKeysHandler.ServeHTTP(w, r)
+		case MerchantServiceForceBreakerProcedure:
+			merchantServiceForceBreakerHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -259,4 +319,12 @@ func (UnimplementedMerchantServiceHandler) ResumeMerchant(context.Context, *conn
 
 func (UnimplementedMerchantServiceHandler) TestMerchant(context.Context, *connect.Request[v1.TestMerchantRequest]) (*connect.Response[v1.TestMerchantResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("notifyd.v1.MerchantService.TestMerchant is not implemented"))
+}
+
+func (UnimplementedMerchantServiceHandler) ListKeys(context.Context, *connect.Request[v1.ListKeysRequest]) (*connect.Response[v1.ListKeysResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("notifyd.v1.MerchantService.ListKeys is not implemented"))
+}
+
+func (UnimplementedMerchantServiceHandler) ForceBreaker(context.Context, *connect.Request[v1.ForceBreakerRequest]) (*connect.Response[v1.ForceBreakerResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("notifyd.v1.MerchantService.ForceBreaker is not implemented"))
 }

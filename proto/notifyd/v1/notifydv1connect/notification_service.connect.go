@@ -39,6 +39,9 @@ const (
 	// NotificationServiceSubmitBatchProcedure is the fully-qualified name of the NotificationService's
 	// SubmitBatch RPC.
 	NotificationServiceSubmitBatchProcedure = "/notifyd.v1.NotificationService/SubmitBatch"
+	// NotificationServiceSubmitStreamProcedure is the fully-qualified name of the NotificationService's
+	// SubmitStream RPC.
+	NotificationServiceSubmitStreamProcedure = "/notifyd.v1.NotificationService/SubmitStream"
 	// NotificationServiceGetNotificationProcedure is the fully-qualified name of the
 	// NotificationService's GetNotification RPC.
 	NotificationServiceGetNotificationProcedure = "/notifyd.v1.NotificationService/GetNotification"
@@ -68,6 +71,19 @@ type NotificationServiceClient interface {
 	Submit(context.Context, *connect.Request[v1.SubmitRequest]) (*connect.Response[v1.SubmitResponse], error)
 	// SubmitBatch answers each item in order; one bad item never fails its neighbours.
 	SubmitBatch(context.Context, *connect.Request[v1.SubmitBatchRequest]) (*connect.Response[v1.SubmitBatchResponse], error)
+	// SubmitStream takes notifications as they come, and answers each as soon as its answer stands, in any order. It needs
+	// HTTP/2, over TLS or not, and a caller that is known by an API key, by a certificate or not at all: who signs requests makes
+	// calls. The first answer is empty and comes at once: the stream is open.
+	//
+	// A message holds at most 1000 notifications and 32 MiB, or what max_request_bytes allows the source; a longer one ends the
+	// stream. At most 10,000 of a stream may be without an answer; what goes beyond is refused with RESOURCE_EXHAUSTED and
+	// retry_after, and nothing more is read until that has been told. A message that is begun must be there within 30 s, and an
+	// answer must be taken within 30 s; a stream on which nothing happens may last.
+	//
+	// The end of a stream cancels nothing. What has no answer by then may have been accepted: submit it again. A server that stops
+	// reads no more, answers what is under way and ends the stream without an error; a stream ends with UNAUTHENTICATED when its caller's
+	// key is revoked or expires.
+	SubmitStream(context.Context) *connect.BidiStreamForClient[v1.SubmitStreamRequest, v1.SubmitStreamResponse]
 	// GetNotification returns a notification with its attempts.
 	GetNotification(context.Context, *connect.Request[v1.GetNotificationRequest]) (*connect.Response[v1.GetNotificationResponse], error)
 	// ListNotifications returns pages of notifications, newest first.
@@ -105,6 +121,12 @@ func NewNotificationServiceClient(httpClient connect.HTTPClient, baseURL string,
 			httpClient,
 			baseURL+NotificationServiceSubmitBatchProcedure,
 			connect.WithSchema(notificationServiceMethods.ByName("SubmitBatch")),
+			connect.WithClientOptions(opts...),
+		),
+		submitStream: connect.NewClient[v1.SubmitStreamRequest, v1.SubmitStreamResponse](
+			httpClient,
+			baseURL+NotificationServiceSubmitStreamProcedure,
+			connect.WithSchema(notificationServiceMethods.ByName("SubmitStream")),
 			connect.WithClientOptions(opts...),
 		),
 		getNotification: connect.NewClient[v1.GetNotificationRequest, v1.GetNotificationResponse](
@@ -156,6 +178,7 @@ func NewNotificationServiceClient(httpClient connect.HTTPClient, baseURL string,
 type notificationServiceClient struct {
 	submit              *connect.Client[v1.SubmitRequest, v1.SubmitResponse]
 	submitBatch         *connect.Client[v1.SubmitBatchRequest, v1.SubmitBatchResponse]
+	submitStream        *connect.Client[v1.SubmitStreamRequest, v1.SubmitStreamResponse]
 	getNotification     *connect.Client[v1.GetNotificationRequest, v1.GetNotificationResponse]
 	listNotifications   *connect.Client[v1.ListNotificationsRequest, v1.ListNotificationsResponse]
 	getBatch            *connect.Client[v1.GetBatchRequest, v1.GetBatchResponse]
@@ -173,6 +196,11 @@ func (c *notificationServiceClient) Submit(ctx context.Context, req *connect.Req
 // SubmitBatch calls notifyd.v1.NotificationService.SubmitBatch.
 func (c *notificationServiceClient) SubmitBatch(ctx context.Context, req *connect.Request[v1.SubmitBatchRequest]) (*connect.Response[v1.SubmitBatchResponse], error) {
 	return c.submitBatch.CallUnary(ctx, req)
+}
+
+// SubmitStream calls notifyd.v1.NotificationService.SubmitStream.
+func (c *notificationServiceClient) SubmitStream(ctx context.Context) *connect.BidiStreamForClient[v1.SubmitStreamRequest, v1.SubmitStreamResponse] {
+	return c.submitStream.CallBidiStream(ctx)
 }
 
 // GetNotification calls notifyd.v1.NotificationService.GetNotification.
@@ -216,6 +244,19 @@ type NotificationServiceHandler interface {
 	Submit(context.Context, *connect.Request[v1.SubmitRequest]) (*connect.Response[v1.SubmitResponse], error)
 	// SubmitBatch answers each item in order; one bad item never fails its neighbours.
 	SubmitBatch(context.Context, *connect.Request[v1.SubmitBatchRequest]) (*connect.Response[v1.SubmitBatchResponse], error)
+	// SubmitStream takes notifications as they come, and answers each as soon as its answer stands, in any order. It needs
+	// HTTP/2, over TLS or not, and a caller that is known by an API key, by a certificate or not at all: who signs requests makes
+	// calls. The first answer is empty and comes at once: the stream is open.
+	//
+	// A message holds at most 1000 notifications and 32 MiB, or what max_request_bytes allows the source; a longer one ends the
+	// stream. At most 10,000 of a stream may be without an answer; what goes beyond is refused with RESOURCE_EXHAUSTED and
+	// retry_after, and nothing more is read until that has been told. A message that is begun must be there within 30 s, and an
+	// answer must be taken within 30 s; a stream on which nothing happens may last.
+	//
+	// The end of a stream cancels nothing. What has no answer by then may have been accepted: submit it again. A server that stops
+	// reads no more, answers what is under way and ends the stream without an error; a stream ends with UNAUTHENTICATED when its caller's
+	// key is revoked or expires.
+	SubmitStream(context.Context, *connect.BidiStream[v1.SubmitStreamRequest, v1.SubmitStreamResponse]) error
 	// GetNotification returns a notification with its attempts.
 	GetNotification(context.Context, *connect.Request[v1.GetNotificationRequest]) (*connect.Response[v1.GetNotificationResponse], error)
 	// ListNotifications returns pages of notifications, newest first.
@@ -249,6 +290,12 @@ func NewNotificationServiceHandler(svc NotificationServiceHandler, opts ...conne
 		NotificationServiceSubmitBatchProcedure,
 		svc.SubmitBatch,
 		connect.WithSchema(notificationServiceMethods.ByName("SubmitBatch")),
+		connect.WithHandlerOptions(opts...),
+	)
+	notificationServiceSubmitStreamHandler := connect.NewBidiStreamHandler(
+		NotificationServiceSubmitStreamProcedure,
+		svc.SubmitStream,
+		connect.WithSchema(notificationServiceMethods.ByName("SubmitStream")),
 		connect.WithHandlerOptions(opts...),
 	)
 	notificationServiceGetNotificationHandler := connect.NewUnaryHandler(
@@ -299,6 +346,8 @@ func NewNotificationServiceHandler(svc NotificationServiceHandler, opts ...conne
 			notificationServiceSubmitHandler.ServeHTTP(w, r)
 		case NotificationServiceSubmitBatchProcedure:
 			notificationServiceSubmitBatchHandler.ServeHTTP(w, r)
+		case NotificationServiceSubmitStreamProcedure:
+			notificationServiceSubmitStreamHandler.ServeHTTP(w, r)
 		case NotificationServiceGetNotificationProcedure:
 			notificationServiceGetNotificationHandler.ServeHTTP(w, r)
 		case NotificationServiceListNotificationsProcedure:
@@ -328,6 +377,10 @@ func (UnimplementedNotificationServiceHandler) Submit(context.Context, *connect.
 
 func (UnimplementedNotificationServiceHandler) SubmitBatch(context.Context, *connect.Request[v1.SubmitBatchRequest]) (*connect.Response[v1.SubmitBatchResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("notifyd.v1.NotificationService.SubmitBatch is not implemented"))
+}
+
+func (UnimplementedNotificationServiceHandler) SubmitStream(context.Context, *connect.BidiStream[v1.SubmitStreamRequest, v1.SubmitStreamResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("notifyd.v1.NotificationService.SubmitStream is not implemented"))
 }
 
 func (UnimplementedNotificationServiceHandler) GetNotification(context.Context, *connect.Request[v1.GetNotificationRequest]) (*connect.Response[v1.GetNotificationResponse], error) {
