@@ -67,7 +67,8 @@ func (d *Delay) spread(ctx context.Context, batch []*spreading) []error {
 	}
 	data, err := envelope.Encode(works)
 	if err == nil {
-		err = d.publishAll(ctx, []*nats.Msg{schedule(n.subject, n.shard, data, due)})[0]
+		msgs := []*nats.Msg{schedule(n.subject, n.shard, data, due)}
+		err = d.publishAll(ctx, msgs)[0]
 	}
 	if err == nil {
 		return nil

@@ -465,7 +465,7 @@ func (e *engine) intakeHandler() (http.Handler, error) {
 		notifydv1connect.NotificationServiceName, notifydv1connect.MerchantServiceName, notifydv1connect.SourceServiceName)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
-	return requestIDs(readSoon(e.callers.Authenticate(mux))), nil
+	return requestIDs(readSoon(e.callers.Authenticate(e.dispatch.Shed(mux)))), nil
 }
 
 // serve listens at once and answers until it is stopped; then it waits for the calls under way.
