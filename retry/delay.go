@@ -226,7 +226,7 @@ func (d *Delay) publishAll(ctx context.Context, msgs []*nats.Msg) []error {
 		}
 		if errs[i] != nil {
 			d.failures.Add(1)
-			errs[i] = fmt.Errorf("publish to %s: %w", msgs[i].Subject, errs[i])
+			errs[i] = fmt.Errorf("publish to %s: %w", msgs[i].Subject, errs[i]) //nolint:gosec // as long as errs
 		} else {
 			d.published.Add(1)
 		}
