@@ -196,7 +196,10 @@ func (d *Dispatcher) postpone(w notification.Work, err error) notification.Verdi
 // remember makes what followed durable: first the ledger, then the schedule of the next attempt. Dying in between
 // leaves a row that says when the next attempt is due, which the redelivered message or the sweep goes on from.
 func (d *Dispatcher) remember(ctx context.Context, w notification.Work, after *notification.Notification, attempts []notification.Attempt, settled func(error)) {
-	record := ledger.Record{Notification: after, Attempts: attempts, New: !w.HasRow && !d.hand.HasRow(w.ID), Unreserved: w.Unreserved}
+	record := ledger.Record{
+		Notification: after, Attempts: attempts, New: !w.HasRow && !d.hand.HasRow(w.ID), Unreserved: w.Unreserved,
+		Patient: w.Route.Lane == notification.LaneAsync,
+	}
 	if len(attempts) == 0 { // nothing else in it ends the claim
 		record.Hold = &ledger.Hold{By: d.run}
 	}

@@ -312,7 +312,7 @@ func (d *Dispatcher) show(ctx context.Context) {
 			continue
 		}
 		n.UpdatedAt, n.NextAt = now, now.Add(backstop)
-		d.record(ctx, ledger.Record{Notification: &n, New: !w.HasRow, Unreserved: w.Unreserved, Hold: d.holdNow()}, func(error) {}) // a failure shows in the ledger's own log; the outcome is recorded anyway
+		d.record(ctx, ledger.Record{Notification: &n, New: !w.HasRow, Unreserved: w.Unreserved, Hold: d.holdNow(), Patient: true}, func(error) {}) // a failure shows in the ledger's own log; the outcome is recorded anyway
 	}
 }
 

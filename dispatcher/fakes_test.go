@@ -208,6 +208,10 @@ func (d *fakeDelay) Delay(_ context.Context, w notification.Work) error {
 	return <-result
 }
 
+func (d *fakeDelay) Spread(ctx context.Context, w notification.Work) (func(context.Context), error) {
+	return func(ctx context.Context) { _ = d.Cancel(ctx, w) }, d.Delay(ctx, w)
+}
+
 func (d *fakeDelay) Now(_ context.Context, w notification.Work) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"go.uber.org/zap"
 
 	"notifyd/access"
 	"notifyd/async"
@@ -418,8 +417,8 @@ func (d *Dispatcher) enterSync(ctx context.Context, s *submission, w notificatio
 		s.err = d.unaccepted(err)
 	case answer.Verdict.Deferred:
 		goAsync(answer.Verdict.Reason)
-		if err := d.delay.Cancel(context.WithoutCancel(ctx), w); err != nil {
-			d.log.Debug("net stays; the claim refuses what it brings", zap.Stringer("id", n.ID), zap.Error(err))
+		if s.err == nil {
+			answer.TakeNetAway(context.WithoutCancel(ctx))
 		}
 	case answer.TimedOut:
 		d.owed.told(n.ID, d.now())

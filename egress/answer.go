@@ -17,10 +17,9 @@ const (
 	maxKeptHeaderValue = 1024
 )
 
-// readAnswer reads at most limit bytes of the body. The time is bounded by the request's context. An answer that was
-// read to its end leaves its connection usable; any other closes it.
+// readAnswer reads at most limit bytes of the body. The time is bounded by the connection's deadline. The body is not
+// closed, which would read it to its end, however far that is: the connection's fate is the caller's to decide.
 func readAnswer(resp *http.Response, limit int) (body []byte, truncated bool, err error) {
-	defer func() { _ = resp.Body.Close() }()              // everything wanted has been read
 	if resp.StatusCode < 200 || resp.ContentLength == 0 { // 101 has no body, and no end
 		return nil, false, nil
 	}

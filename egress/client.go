@@ -1,10 +1,10 @@
 package egress
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"net"
-	"net/http"
 
 	"notifyd/merchant"
 	"notifyd/notification"
@@ -15,12 +15,14 @@ const direct = "direct"
 
 // Client sends attempts. It is safe for many callers at once.
 type Client struct {
-	config    Config
-	dialer    net.Dialer
-	tls       *tls.Config
-	transport *http.Transport // one for each (egress, TLS identity): for now one
-	targets   cache[target]
-	secrets   cache[Secret]
+	config  Config
+	dialer  net.Dialer
+	dial    func(ctx context.Context, l *leg, address string) (*conn, error)
+	tls     *tls.Config
+	pool    *pool // one for each (egress, TLS identity): for now one
+	targets cache[target]
+	secrets cache[Secret]
+	spare   spare
 }
 
 // Call is one attempt to make.
@@ -52,22 +54,10 @@ func New(config Config) (*Client, error) {
 			ClientSessionCache: tls.NewLRUClientSessionCache(4096),
 		},
 	}
-	protocols := new(http.Protocols)
 	// HTTP/1.1 only: one connection carries one request, so that what left on it is known to the byte (P6), and a
 	// broken connection costs one attempt. HTTP/2 streams share both, and cost more CPU besides.
-	protocols.SetHTTP1(true)
-	c.transport = &http.Transport{
-		Proxy:                  nil, // never from the environment
-		DialContext:            c.dialPlain,
-		DialTLSContext:         c.dialTLS,
-		Protocols:              protocols,
-		ForceAttemptHTTP2:      false,
-		DisableCompression:     true, // the answer's bytes as they came
-		MaxIdleConns:           config.MaxIdleConnections,
-		MaxIdleConnsPerHost:    config.MaxIdlePerMerchant,
-		IdleConnTimeout:        config.IdleTimeout,
-		MaxResponseHeaderBytes: 32 << 10,
-	}
+	c.dial = c.dialTCP
+	c.pool = newPool(config)
 	return c, nil
 }
 
@@ -75,4 +65,4 @@ func New(config Config) (*Client, error) {
 func (c *Client) Guard() Guard { return c.config.Guard() }
 
 // Close closes the idle connections; attempts in hand go on.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+func (c *Client) Close() { c.pool.close() }

@@ -1,26 +1,29 @@
 package egress
 
 import (
+	"bufio"
 	"net"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 )
 
-// conn is a connection to a merchant, plain or TLS, that knows what was written to it.
+// conn is a connection to a merchant, plain or TLS. One exchange has it at a time.
 type conn struct {
 	net.Conn // what requests are written to: the TLS connection, or wire itself
 	wire     *wire
 
-	// sent counts the bytes that left on behalf of requests: those that went over the wire while a request was
-	// being written. A handshake is none of them.
-	sent atomic.Int64
-	// suspect says that the merchant may have closed the connection since we last looked. Set before a request is
-	// handed to the goroutine that writes it, cleared by that one.
-	suspect bool
-
+	origin                  string
 	local, remote, tlsWords string
 	steps                   steps
+	idleSince               time.Time // in the pool
+
+	// Of an exchange.
+	answers  *bufio.Reader
+	readers  *sync.Pool  // where answers goes afterwards
+	headLeft int         // bytes of an answer's head that may still come
+	relieve  func() bool // see context.AfterFunc
 }
 
 // steps are how long it took to get the connection.
@@ -31,17 +34,46 @@ type steps struct {
 // errHungUp is a connection that the merchant had closed before anything was written to it.
 var errHungUp = &net.OpError{Op: "write", Net: "tcp", Err: syscall.ECONNRESET}
 
-func (c *conn) Write(p []byte) (int, error) {
-	if c.suspect {
-		c.suspect = false
-		if c.wire.hungUp() {
-			return 0, errHungUp // P6: proven unsent
-		}
+// Read bounds an answer's head.
+func (c *conn) Read(p []byte) (int, error) {
+	if c.headLeft <= 0 {
+		return 0, errHeadTooLong
 	}
-	before := c.wire.written.Load()
-	n, err := c.Conn.Write(p)
-	c.sent.Add(c.wire.written.Load() - before)
+	n, err := c.Conn.Read(p[:min(len(p), c.headLeft)])
+	c.headLeft -= n
 	return n, err
+}
+
+// hungUp reports whether the merchant has closed the connection, or has said something that nobody asked for, as far as
+// the kernel knows by now. Over TLS the latter is in order.
+func (c *conn) hungUp() bool { return c.wire.hungUp(c.tlsWords == "") }
+
+// lastWord is why the merchant has closed the connection. In TLS 1.3 a server judges the client's certificate after the
+// client's part of the handshake is over.
+func (c *conn) lastWord() error {
+	if c.tlsWords == "" {
+		return errHungUp
+	}
+	_ = c.SetReadDeadline(time.Now().Add(farewell)) // else the read below says so
+	_, err := c.Conn.Read(make([]byte, 1))
+	if tlsFault(err) == 0 {
+		return errHungUp
+	}
+	return err
+}
+
+// release ends an exchange's part in the connection. It reports whether the connection is as it was: nobody has cut it off.
+func (c *conn) release() bool {
+	c.answers.Reset(nil)
+	c.readers.Put(c.answers)
+	c.answers = nil
+	return c.relieve()
+}
+
+// abandon ends a connection after an exchange that failed.
+func (c *conn) abandon() {
+	c.release()
+	_ = c.Close() // the exchange's error says more
 }
 
 // Close does not wait for a merchant who does not read: crypto/tls gives its farewell five seconds.

@@ -45,14 +45,14 @@ func TestSendReconnectsBeforeWrite(t *testing.T) {
 	m := play(t, (*side).reset, answers(okAnswer))
 	c := newClient(t, nil)
 	var dials int
-	c.transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+	c.dial = func(ctx context.Context, l *leg, address string) (*conn, error) {
 		dials++
-		conn, err := c.dial(ctx, network, address)
+		conn, err := c.dialTCP(ctx, l, address)
 		if err != nil {
 			return nil, err // the RST was faster than our connect
 		}
 		if dials == 1 {
-			for !conn.wire.hungUp() {
+			for !conn.hungUp() {
 				runtime.Gosched()
 			}
 		}
@@ -118,7 +118,6 @@ func TestSendDeadPool(t *testing.T) {
 	}
 	m := play(t, first, first, first, first, first, answers(okAnswer))
 	c := newClient(t, nil)
-	deafen(c)
 	var done sync.WaitGroup
 	for range pool {
 		done.Go(func() { check(t, c.Send(context.Background(), callTo(m.url(), payload)), delivered) })

@@ -19,21 +19,24 @@ type dialError struct {
 func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
-func (c *Client) dialPlain(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := c.dial(ctx, network, address)
-	if err != nil {
-		return nil, err // not a typed nil
+// connect gives a leg a new connection.
+func (c *Client) connect(ctx context.Context, l *leg, to target) error {
+	conn, err := c.dial(ctx, l, to.address)
+	if err == nil && to.url.Scheme == "https" {
+		err = c.secure(ctx, l, conn, to.address)
 	}
-	return conn, nil
+	if err != nil {
+		return err
+	}
+	conn.origin, l.conn = to.origin, conn
+	return nil
 }
 
-// dial finds the address and connects. The transport calls it in a goroutine of its own that may outlive the
-// attempt; so it only reads what the leg does not change, and stores through atomics.
-func (c *Client) dial(ctx context.Context, network, address string) (*conn, error) {
-	leg := legOf(ctx)
-	leg.dialing.Store(uint32(PhaseConnect))
+// dialTCP finds the address and connects.
+func (c *Client) dialTCP(ctx context.Context, l *leg, address string) (*conn, error) {
+	l.dialing = PhaseConnect
 	began := time.Now()
-	ctx, cancel := context.WithDeadline(ctx, earlier(began.Add(leg.timeouts.Connect), leg.softEnd))
+	ctx, cancel := context.WithDeadline(ctx, earlier(began.Add(l.timeouts.Connect), l.softEnd))
 	defer cancel()
 
 	phase, resolved := PhaseConnect, began
@@ -46,7 +49,7 @@ func (c *Client) dial(ctx context.Context, network, address string) (*conn, erro
 			}
 		},
 	})
-	tcp, err := c.dialer.DialContext(ctx, network, address)
+	tcp, err := c.dialer.DialContext(ctx, "tcp", address)
 	took := steps{dns: resolved.Sub(began)}
 	if phase == PhaseResolve {
 		took.dns = time.Since(began)
@@ -63,29 +66,23 @@ func (c *Client) dial(ctx context.Context, network, address string) (*conn, erro
 	}, nil
 }
 
-func (c *Client) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := c.dial(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	leg := legOf(ctx)
-	leg.dialing.Store(uint32(PhaseTLS))
+// secure makes a connection one over TLS, or closes it. A handshake has its own time, and is not counted as sent.
+func (c *Client) secure(ctx context.Context, l *leg, conn *conn, address string) error {
+	l.dialing = PhaseTLS
 	began := time.Now()
-	ctx, cancel := context.WithDeadline(ctx, earlier(began.Add(leg.timeouts.TLS), leg.softEnd))
+	ctx, cancel := context.WithDeadline(ctx, earlier(began.Add(l.timeouts.TLS), l.softEnd))
 	defer cancel()
-
-	// The handshake is ours and not the transport's, so that it has its own time and is not counted as sent.
 	session := tls.Client(conn.wire, c.tlsFor(address))
-	err = session.HandshakeContext(ctx)
+	err := session.HandshakeContext(ctx)
 	conn.steps.tls = time.Since(began)
 	if err != nil {
 		_ = conn.Close() // the handshake's error says more
-		return nil, &dialError{PhaseTLS, conn.steps, err}
+		return &dialError{PhaseTLS, conn.steps, err}
 	}
 	state := session.ConnectionState()
 	conn.Conn = session
 	conn.tlsWords = tls.VersionName(state.Version) + " " + tls.CipherSuiteName(state.CipherSuite)
-	return conn, nil
+	return nil
 }
 
 func (c *Client) tlsFor(address string) *tls.Config {

@@ -166,34 +166,3 @@ func certificate(t *testing.T) (tls.Certificate, *x509.CertPool) {
 	pool.AddCert(s.Certificate())
 	return s.TLS.Certificates[0], pool
 }
-
-// deafen keeps the transport from noticing that the merchant closed: what net/http sees on a machine that is too busy.
-func deafen(c *Client) {
-	c.transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-		conn, err := c.dial(ctx, network, address)
-		if err != nil {
-			return nil, err
-		}
-		conn.Conn = &deaf{Conn: conn.Conn, closed: make(chan struct{})}
-		return conn, nil
-	}
-}
-
-type deaf struct {
-	net.Conn
-	once   sync.Once
-	closed chan struct{}
-}
-
-func (d *deaf) Read(p []byte) (int, error) {
-	n, err := d.Conn.Read(p)
-	if err != nil {
-		<-d.closed
-	}
-	return n, err
-}
-
-func (d *deaf) Close() error {
-	d.once.Do(func() { close(d.closed) })
-	return d.Conn.Close()
-}

@@ -1,11 +1,7 @@
 package egress
 
 import (
-	"bytes"
-	"context"
-	"io"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -24,9 +20,9 @@ const (
 
 // order is a request that is ready to be made, as often as a leg needs it.
 type order struct {
-	url    *url.URL
-	header http.Header
-	record notification.Request
+	to      target
+	headers []notification.Header
+	record  notification.Request // as it is kept: what lets somebody in is masked
 }
 
 // order encodes and signs. It does no I/O.
@@ -40,15 +36,17 @@ func (c *Client) order(call Call, at time.Time) (order, error) {
 	if err != nil {
 		return order{}, err
 	}
-	o := order{url: to.url, header: make(http.Header, len(headers))}
-	values := make([]string, len(headers))
+	kept := make([]notification.Header, len(headers))
 	for i, h := range headers {
-		values[i] = h.Value
-		o.header[h.Name] = values[i : i+1 : i+1]
-		headers[i].Value = maskHeader(h.Name, h.Value)
+		if !validHeaderValue(h.Value) {
+			return order{}, encodeError("the value of header " + h.Name + " has control characters")
+		}
+		kept[i] = notification.Header{Name: h.Name, Value: maskHeader(h.Name, h.Value)}
 	}
-	o.record = notification.Request{Method: http.MethodPost, URL: work.NotifyURL, Headers: headers, Body: work.Body}
-	return o, nil
+	return order{
+		to: to, headers: headers,
+		record: notification.Request{Method: http.MethodPost, URL: work.NotifyURL, Headers: kept, Body: work.Body},
+	}, nil
 }
 
 func (c *Client) headers(call Call, at time.Time) ([]notification.Header, error) {
@@ -84,23 +82,6 @@ func (c *Client) headers(call Call, at time.Time) ([]notification.Header, error)
 func isStandard(contract merchant.Contract) bool {
 	return contract.Profile == "" || contract.Profile == profileStandard
 }
-
-// request is made anew for each leg. Two things must stay as they are: GetBody is nil and no header makes net/http
-// take the request for repeatable, or it sends again on its own; and the body is of a kind that net/http knows, or it
-// flushes the head first, which is a second packet.
-func (o *order) request(ctx context.Context) *http.Request {
-	r := blank.WithContext(ctx)
-	r.URL, r.Header = o.url, o.header
-	r.ContentLength = int64(len(o.record.Body))
-	if r.ContentLength == 0 {
-		r.Body = http.NoBody
-	} else {
-		r.Body = io.NopCloser(bytes.NewReader(o.record.Body))
-	}
-	return r
-}
-
-var blank = &http.Request{Method: http.MethodPost, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 
 func (c *Client) target(raw string) (target, error) {
 	if to, ok := c.targets.get(raw); ok {

@@ -79,36 +79,20 @@ func (f *flight) fly(parent context.Context, call Call) {
 		return
 	}
 	f.attempt.Request = order.record
-	ctx, cancel := context.WithTimeoutCause(parent, f.timeouts.Total+f.timeouts.Grace, errTimeUp)
-	defer cancel()
+	end := f.began.Add(f.timeouts.Total + f.timeouts.Grace)
 	for {
-		l := &leg{timeouts: f.timeouts, softEnd: f.began.Add(f.timeouts.Total), began: time.Now()}
-		resp, err := f.roundTrip(ctx, l, &order) //nolint:bodyclose // readAnswer closes it
+		l := &leg{timeouts: f.timeouts, softEnd: f.began.Add(f.timeouts.Total), end: end, began: time.Now()}
+		resp, err := f.client.exchange(parent, l, &order) //nolint:bodyclose // read gives the connection back; no redirects are followed, no cookies kept
+		f.note(l, err)
 		if err == nil {
 			f.read(parent, l, resp)
 			return
 		}
-		f.fail(f.blame(parent, err), l.phaseOf(err), l.sent())
-		if !f.reconnects(ctx, l) {
+		f.fail(f.blame(parent, err), l.phaseOf(err), l.sent)
+		if !f.reconnects(parent, l) {
 			return
 		}
 	}
-}
-
-// roundTrip asks the transport and not an http.Client: no redirects are followed, no cookies kept.
-func (f *flight) roundTrip(ctx context.Context, l *leg, o *order) (*http.Response, error) {
-	ctx = l.watch(ctx)
-	if f.timeouts.FirstByte < f.timeouts.Total {
-		var giveUp context.CancelCauseFunc
-		ctx, giveUp = context.WithCancelCause(ctx)
-		l.giveUp = func() { giveUp(errNoFirstByte) }
-	}
-	resp, err := f.client.transport.RoundTrip(o.request(ctx))
-	if l.timer != nil {
-		l.timer.Stop()
-	}
-	f.note(l, err)
-	return resp, err
 }
 
 // note keeps what a leg says about connections and times.
@@ -125,13 +109,13 @@ func (f *flight) note(l *leg, err error) {
 	case errors.As(err, &failed):
 		a.Connects++
 		f.took(failed.steps)
-	case l.dialing.Load() != 0:
+	case l.dialing != 0:
 		a.Connects++
 	}
-	if wrote := time.Duration(l.wrote.Load()); wrote > 0 {
-		a.Phases.Write = max(wrote-l.gotConn, 0)
-		if first := time.Duration(l.firstByte.Load()); first > 0 {
-			a.Phases.FirstByte = max(first-wrote, 0)
+	if l.wrote > 0 {
+		a.Phases.Write = max(l.wrote-l.gotConn, 0)
+		if l.firstByte > 0 {
+			a.Phases.FirstByte = max(l.firstByte-l.wrote, 0)
 		}
 	}
 }
@@ -186,10 +170,14 @@ func (f *flight) reconnects(ctx context.Context, l *leg) bool {
 
 func (f *flight) read(parent context.Context, l *leg, resp *http.Response) {
 	body, truncated, err := readAnswer(resp, f.client.config.MaxResponse)
-	took := time.Since(f.began)
-	if first := l.firstByte.Load(); first > 0 {
-		f.attempt.Phases.Read = max(time.Since(l.began)-time.Duration(first), 0)
+	if err != nil {
+		if err = l.timely(err); parent.Err() != nil {
+			err = context.Cause(parent) // whoever canceled it has cut the connection off
+		}
 	}
+	f.client.finish(l, resp, err == nil && !truncated)
+	took := time.Since(f.began)
+	f.attempt.Phases.Read = max(time.Since(l.began)-l.firstByte, 0)
 	f.attempt.Response = &notification.Response{
 		Status: resp.StatusCode, Headers: keptHeaders(resp.Header), Body: body, Truncated: truncated,
 	}

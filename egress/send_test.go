@@ -466,6 +466,6 @@ func TestSendContainsBugs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.transport = nil
+	c.pool = nil
 	check(t, c.Send(t.Context(), callTo("http://127.0.0.1:1/", nil)), want{notification.OutcomeUnconfirmed, notification.ReasonInternal, 0})
 }

@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"net"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -74,6 +75,10 @@ type target struct {
 	name string   // the host without brackets and trailing dot
 	addr netip.Addr
 	port uint32
+
+	address string // to dial: host and port
+	path    string // as it stands in the request line, with the query
+	origin  string // what shares connections: scheme, host and port
 }
 
 // CheckURL says whether a notification may name this URL. A name is checked again for where it leads when it is dialed.
@@ -158,6 +163,8 @@ func parseURL(raw string) (target, error) {
 		return target{}, &URLError{Rule: URLHostMalformed}
 	}
 	u.Host = asciiHost(to, u.Port())
+	to.address = net.JoinHostPort(u.Hostname(), strconv.FormatUint(uint64(to.port), 10))
+	to.path, to.origin = u.RequestURI(), u.Scheme+"://"+u.Host
 	return to, nil
 }
 

@@ -1,6 +1,8 @@
 package egress
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -60,8 +62,13 @@ func FuzzCheckURL(f *testing.F) {
 			t.Fatalf("%q was let through", raw)
 		}
 		host, port, err := net.SplitHostPort(dialed(t, to.url))
-		if err != nil || host != to.name || port != strconv.FormatUint(uint64(to.port), 10) {
+		if err != nil || net.JoinHostPort(host, port) != to.address || host != to.name || port != strconv.FormatUint(uint64(to.port), 10) {
 			t.Fatalf("%q: checked %s port %d, would dial %s port %s: %v", raw, to.name, to.port, host, port, err)
+		}
+		o := order{to: to}
+		sent, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(o.appendHead(nil))))
+		if err != nil || sent.Host != to.url.Host || sent.RequestURI != to.url.RequestURI() {
+			t.Fatalf("%q is sent as %q: %v", raw, o.appendHead(nil), err)
 		}
 		if !isASCII(to.url.String()) {
 			t.Fatalf("%q is sent as %q", raw, to.url)

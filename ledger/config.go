@@ -13,7 +13,7 @@ const (
 	DefaultMaxConns   = 8
 	DefaultWriters    = 2
 	DefaultBatchRows  = 1000
-	DefaultLinger     = 2 * time.Millisecond
+	DefaultLinger     = time.Millisecond
 	DefaultRetention  = 30 * 24 * time.Hour
 	DefaultWindow     = 10 * time.Minute
 	DefaultDrain      = 10 * time.Second
@@ -30,11 +30,13 @@ const (
 
 // Config is what a Postgres ledger needs to know. Zero values have the defaults above.
 type Config struct {
-	URL       string        // of the database, in any form that libpq knows
-	MaxConns  int           // at least Writers + 2
-	Writers   int           // goroutines that write records, each one batch at a time
-	BatchRows int           // records in one batch, reservations in one statement
-	Linger    time.Duration // how long a small batch waits for company; negative: not at all
+	URL       string // of the database, in any form that libpq knows
+	MaxConns  int    // at least Writers + 2
+	Writers   int    // goroutines that write records, each one batch at a time
+	BatchRows int    // records in one batch, reservations in one statement
+	// Linger is how long a small batch waits for company, patientTimes as long if nobody waits for anything in it;
+	// negative: not at all. A transaction costs as much as ten records.
+	Linger    time.Duration
 	Retention time.Duration // whole days older than this are dropped, unless something in them is unfinished
 	// Window is how far ahead the engine itself schedules: what is due within it when it is written counts as fed.
 	Window time.Duration

@@ -41,10 +41,15 @@ func (l *Postgres) store(ctx context.Context, batch []*pending, careful bool) er
 		if err := r.fresh.copyTo(ctx, tx, "notifications", writeColumns); err != nil {
 			return err
 		}
-		for i, wave := range r.known {
-			if err := l.upsert(ctx, tx, wave, i > 0); err != nil {
+		again := false
+		for _, wave := range r.known {
+			if wave.count == 0 { // the first of each is new
+				continue
+			}
+			if err := l.upsert(ctx, tx, wave, again); err != nil {
 				return err
 			}
+			again = true
 		}
 		if err := l.moveLines(ctx, tx, inLines); err != nil {
 			return err
@@ -206,9 +211,6 @@ var upsertStatement = func() string {
 
 // upsert writes a wave. It goes through a table of the session: COPY carries rows cheaper than arrays do, and encodes them the same way.
 func (l *Postgres) upsert(ctx context.Context, tx pgx.Tx, r *rows, again bool) error {
-	if r.count == 0 {
-		return nil
-	}
 	if again { // the wave before is still in it
 		if _, err := tx.Exec(ctx, `delete from incoming_notifications`); err != nil {
 			return err

@@ -34,6 +34,8 @@ type Record struct {
 	// now. When another node has accepted the same id meanwhile, its acceptance counts; other content under the same id is
 	// quarantined. A record that is not New is looked up anyway.
 	Unreserved bool
+	// Patient says that nobody waits for it: it may wait a little longer for company.
+	Patient bool
 	// Unfed says that the delay queue does not know of the due time: Feed or TakeDue brings it back.
 	Unfed bool
 	// Hold changes who has the notification in hand, together with the snapshot: not if the row knows of something newer.

@@ -164,42 +164,88 @@ func (w *writers) shutLanes() {
 	}
 }
 
-// next takes whatever is queued; nil when the lane has ended.
+// next takes whatever is queued, and while that is little, what comes within the linger of each; nil when the lane has ended.
 func (w *writers) next(lane <-chan *pending) []*pending {
 	first, open := <-lane
 	if !open {
 		return nil
 	}
-	batch, size := []*pending{first}, first.size
-	var linger *time.Timer
+	batch, size, wait := []*pending{first}, first.size, newLinger(w.l.cfg.Linger)
+	defer wait.stop()
+	wait.add(first)
 	for len(batch) < w.l.cfg.BatchRows && size < batchBytes {
-		select {
-		case p, open := <-lane:
-			if !open {
+		p, open := takeNow(lane)
+		if p == nil && open {
+			if len(batch) > w.l.cfg.BatchRows/smallBatch {
 				return batch
 			}
-			batch, size = append(batch, p), size+p.size
-			continue
-		default:
+			p, open = wait.next(lane)
 		}
-		if w.l.cfg.Linger < 0 || len(batch) > w.l.cfg.BatchRows/smallBatch {
+		if p == nil || !open {
 			return batch
 		}
-		if linger == nil {
-			linger = time.NewTimer(w.l.cfg.Linger)
-			defer linger.Stop()
-		}
-		select {
-		case p, open := <-lane:
-			if !open {
-				return batch
-			}
-			batch, size = append(batch, p), size+p.size
-		case <-linger.C:
-			return batch
-		}
+		batch, size = append(batch, p), size+p.size
+		wait.add(p)
 	}
 	return batch
+}
+
+// takeNow takes what is queued; nil: nothing is.
+func takeNow(lane <-chan *pending) (p *pending, open bool) {
+	select {
+	case p, open := <-lane:
+		return p, open
+	default:
+		return nil, true
+	}
+}
+
+// patientTimes is how many lingers a record waits for company that nobody waits for.
+const patientTimes = 5
+
+// linger is how long a batch waits for company.
+type linger struct {
+	each  time.Duration // negative: not at all
+	until time.Time     // zero: nothing is in the batch yet
+	timer *time.Timer   // nil: not needed yet
+}
+
+func newLinger(each time.Duration) *linger { return &linger{each: each} }
+
+// add notes a record of the batch: the one with the least patience decides.
+func (l *linger) add(p *pending) {
+	until := p.submitted.Add(l.each)
+	if p.Patient {
+		until = p.submitted.Add(patientTimes * l.each)
+	}
+	if l.until.IsZero() || until.Before(l.until) {
+		l.until = until
+	}
+}
+
+// next waits for company; nil: the time is over.
+func (l *linger) next(lane <-chan *pending) (p *pending, open bool) {
+	wait := time.Until(l.until)
+	if l.each < 0 || wait <= 0 {
+		return nil, true
+	}
+	if l.timer == nil {
+		l.timer = time.NewTimer(wait)
+	} else {
+		l.timer.Reset(wait)
+	}
+	select {
+	case p, open := <-lane:
+		return p, open
+	case <-l.timer.C:
+		return nil, true
+	}
+}
+
+func (l *linger) stop() {
+	if l.timer != nil {
+		l.timer.Stop()
+	}
 }
 
 func sizeOf(r Record) int64 {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"notifyd/ledger"
 	"notifyd/ledger/ledgertest"
@@ -158,6 +160,20 @@ func TestWhatMerchantsAnswerIsStoredVisibly(t *testing.T) {
 	want.Response = &notification.Response{Status: 200, Headers: []notification.Header{{Name: `x\xff`, Value: `\x00支付`}}, Body: []byte{0, 0xff}}
 	if diff := cmp.Diff([]notification.Attempt{want}, attempts, cmpopts.EquateEmpty()); diff != "" {
 		t.Fatal(diff)
+	}
+}
+
+// What is new and what follows it are written in one transaction, also by a session that has not upserted before.
+func TestANewRowAndItsNextSnapshotInOneBatch(t *testing.T) {
+	seen, logs := observer.New(zap.WarnLevel)
+	l := openLedger(t, ledger.Config{URL: shared.database(t), Writers: 1, Linger: 200 * time.Millisecond, Log: zap.New(seen)})
+	list, records := newRecords(1, ledgertest.Start)
+	reserve(t, l, list)
+	accepted := *ledgertest.Plain(0, ledgertest.Start)
+	mustRecord(t, l, []ledger.Record{{Notification: &accepted, New: true, Patient: true}, records[0]})
+	n, attempts, err := l.Find(t.Context(), list[0].ID)
+	if err != nil || n.State != notification.StateDelivered || len(attempts) != 1 || logs.Len() > 0 {
+		t.Errorf("%v, %d attempts, %v; logged %v", n, len(attempts), err, logs.All())
 	}
 }
 

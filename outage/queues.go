@@ -24,6 +24,7 @@ type Window interface {
 	Within(at, now time.Time) bool
 	Latest(at, now time.Time) time.Time
 	DelayThen(w notification.Work, delayed func(error))
+	SpreadThen(w notification.Work, spread func(takeAway func(context.Context), err error))
 	Now(ctx context.Context, w notification.Work) error
 	Cancel(ctx context.Context, w notification.Work) error
 }
@@ -140,6 +141,33 @@ func (q *Queues) Delay(ctx context.Context, w notification.Work) error {
 	result := make(chan error, 1)
 	q.DelayThen(w, func(err error) { result <- err })
 	return wait(ctx, result)
+}
+
+// Spread makes w durable, to come due at its NextAt or a little later, unless it is taken away before. A row that stands
+// for it while NATS is away ends with its outcome.
+func (q *Queues) Spread(ctx context.Context, w notification.Work) (takeAway func(context.Context), err error) {
+	takeAway = func(context.Context) {}
+	result := make(chan error, 1)
+	var net func(context.Context) // set before result is heard of
+	q.try(&flight{work: w, done: func(err error) { result <- err }}, func(w notification.Work, done func(error)) {
+		q.p.Window.SpreadThen(w, func(away func(context.Context), err error) {
+			if err == nil {
+				net = away
+			}
+			done(err)
+		})
+	})
+	if err := wait(ctx, result); err != nil {
+		return takeAway, err
+	}
+	if net == nil {
+		return takeAway, nil
+	}
+	return func(ctx context.Context) {
+		ctx, cancel := q.p.NATS.Within(ctx)
+		defer cancel()
+		net(ctx)
+	}, nil
 }
 
 // Now makes w due at once. A final one, which an operator resends, cannot be due as a row: it fails.

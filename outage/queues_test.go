@@ -36,10 +36,13 @@ func (f *fakeQueues) Accept(_ notification.Work, done func(error)) {
 	done(f.err)
 }
 func (f *fakeQueues) DelayThen(w notification.Work, done func(error)) { f.Accept(w, done) }
-func (f *fakeQueues) Wake(string)                                     {}
-func (f *fakeQueues) Full() bool                                      { return true }
-func (f *fakeQueues) Within(time.Time, time.Time) bool                { return true }
-func (f *fakeQueues) Latest(at, _ time.Time) time.Time                { return at }
+func (f *fakeQueues) SpreadThen(w notification.Work, done func(func(context.Context), error)) {
+	f.Accept(w, func(err error) { done(func(context.Context) {}, err) })
+}
+func (f *fakeQueues) Wake(string)                      {}
+func (f *fakeQueues) Full() bool                       { return true }
+func (f *fakeQueues) Within(time.Time, time.Time) bool { return true }
+func (f *fakeQueues) Latest(at, _ time.Time) time.Time { return at }
 func (f *fakeQueues) Now(_ context.Context, w notification.Work) error {
 	result := make(chan error, 1)
 	f.Accept(w, func(err error) { result <- err })
@@ -115,6 +118,11 @@ func TestWhatNATSDoesNotTakeBecomesARow(t *testing.T) {
 					},
 					"now":   func(q *outage.Queues) error { return q.Now(t.Context(), work) },
 					"delay": func(q *outage.Queues) error { return q.Delay(t.Context(), work) },
+					"spread": func(q *outage.Queues) error {
+						takeAway, err := q.Spread(t.Context(), work)
+						takeAway(t.Context())
+						return err
+					},
 				}
 				for what, call := range ask {
 					rows := &fakeRows{}

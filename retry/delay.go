@@ -58,10 +58,11 @@ func (c Config) Validate() error {
 
 // Delay keeps work in JetStream message schedules until it is due. There is one schedule an id: the newest counts.
 type Delay struct {
-	cfg     Config
-	js      jetstream.JetStream
-	streams [envelope.RetryStreams]atomic.Pointer[jetstream.Stream] // nil: not brought up to date yet
-	publish [envelope.RetryStreams]*groupcommit.Batcher[*nats.Msg]
+	cfg       Config
+	js        jetstream.JetStream
+	streams   [envelope.RetryStreams]atomic.Pointer[jetstream.Stream] // nil: not brought up to date yet
+	publish   [envelope.RetryStreams]*groupcommit.Batcher[*nats.Msg]
+	spreading *groupcommit.Batcher[*spreading]
 
 	published, failures atomic.Uint64
 }
@@ -88,6 +89,7 @@ func NewDelay(ctx context.Context, cfg Config, js jetstream.JetStream) (*Delay, 
 			return d.publishAll(context.WithoutCancel(ctx), msgs)
 		})
 	}
+	d.spreading = d.newSpreader(ctx)
 	asking, cancel := context.WithTimeout(ctx, 2*cfg.PublishTimeout)
 	defer cancel()
 	if _, err := d.Ensure(asking); err != nil && !streams.Away(err) {
@@ -156,12 +158,16 @@ func (d *Delay) DelayThen(w notification.Work, delayed func(error)) {
 		delayed(err)
 		return
 	}
-	msg := &nats.Msg{Subject: envelope.DelaySubject(shard, w.ID), Data: data, Header: nats.Header{
+	d.publish[shard%envelope.RetryStreams].Add(schedule(envelope.DelaySubject(shard, w.ID), shard, data, w.NextAt), delayed)
+}
+
+// schedule is a message that comes due in a shard.
+func schedule(subject string, shard int, data []byte, at time.Time) *nats.Msg {
+	return &nats.Msg{Subject: subject, Data: data, Header: nats.Header{
 		// Not the client's helper: it cuts the instant to whole seconds and so fires early.
-		"Nats-Schedule":        {"@at " + w.NextAt.UTC().Format(time.RFC3339Nano)},
+		"Nats-Schedule":        {"@at " + at.UTC().Format(time.RFC3339Nano)},
 		"Nats-Schedule-Target": {envelope.DueSubject(shard)},
 	}}
-	d.publish[shard%envelope.RetryStreams].Add(msg, delayed)
 }
 
 // Now makes w due at once, without a schedule.
@@ -177,11 +183,15 @@ func (d *Delay) Now(ctx context.Context, w notification.Work) error {
 // Cancel removes the schedule of an id, if there is one. What has come due already is refused by the claim.
 func (d *Delay) Cancel(ctx context.Context, w notification.Work) error {
 	shard := notification.ShardOf(w.Route.IsolationKey)
+	return d.purge(ctx, shard, envelope.DelaySubject(shard, w.ID))
+}
+
+func (d *Delay) purge(ctx context.Context, shard int, subject string) error {
 	stream := d.streams[shard%envelope.RetryStreams].Load()
 	if stream == nil {
 		return fmt.Errorf("cancel schedule: stream %s has not been seen yet", envelope.RetryStream(shard))
 	}
-	if err := (*stream).Purge(ctx, jetstream.WithPurgeSubject(envelope.DelaySubject(shard, w.ID))); err != nil {
+	if err := (*stream).Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
 		return fmt.Errorf("cancel schedule: %w", err)
 	}
 	return nil
@@ -192,6 +202,7 @@ func (d *Delay) Wait() {
 	for _, p := range d.publish {
 		p.Wait()
 	}
+	d.spreading.Wait()
 }
 
 // publishAll pipelines a batch: all are sent, then all acknowledgements are awaited.
@@ -215,7 +226,7 @@ func (d *Delay) publishAll(ctx context.Context, msgs []*nats.Msg) []error {
 		}
 		if errs[i] != nil {
 			d.failures.Add(1)
-			errs[i] = fmt.Errorf("publish to %s: %w", msgs[i].Subject, errs[i])
+			errs[i] = fmt.Errorf("publish to %s: %w", msgs[i].Subject, errs[i]) //nolint:gosec // as long as errs
 		} else {
 			d.published.Add(1)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -320,5 +321,52 @@ func TestDelayStartsWithoutNATS(t *testing.T) {
 	scenario.Within(t, 10*time.Second, "the streams are made", func() bool { _, err := d.Ensure(t.Context()); return err == nil })
 	if err := d.Delay(t.Context(), w); err != nil {
 		t.Error(err)
+	}
+}
+
+// A net comes due with all its members as long as one of them is in it, and not at all after the last one was taken away.
+func TestNetsAreShared(t *testing.T) {
+	d := newDues(t, quick())
+	due := clock().Add(1500 * time.Millisecond)
+	spread := func(names ...string) []func(context.Context) {
+		away := make([]func(context.Context), len(names))
+		var spreading sync.WaitGroup
+		for i, name := range names {
+			spreading.Add(1)
+			d.SpreadThen(retrying(name, due), func(takeAway func(context.Context), err error) {
+				if err != nil {
+					t.Error(err)
+				}
+				away[i] = takeAway
+				spreading.Done()
+			})
+		}
+		spreading.Wait()
+		return away
+	}
+	spread("alone") // the commit under way, for which others wait together
+	settled, partly := spread("a", "b", "c"), spread("d", "e", "f")
+	for _, takeAway := range append(settled, partly[1:]...) {
+		takeAway(t.Context())
+	}
+	stored := 0
+	for i := range envelope.RetryStreams {
+		stream, err := d.js.Stream(t.Context(), envelope.RetryStream(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored += int(stream.CachedInfo().State.Msgs)
+	}
+	if stored < 2 || stored > 4 { // one for "alone", one to three for d, e and f
+		t.Errorf("%d nets are stored", stored)
+	}
+	scenario.Within(t, 10*time.Second, "what is left comes due", func() bool { return len(d.all()) >= 2 })
+	for _, w := range d.all() {
+		if w.at.Before(due) {
+			t.Errorf("%s came %s early", w.RequestID, due.Sub(w.at))
+		}
+		if slices.Contains([]string{"a", "b", "c"}, w.RequestID) {
+			t.Errorf("%s was taken away and comes due", w.RequestID)
+		}
 	}
 }

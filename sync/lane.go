@@ -20,8 +20,8 @@ type Deliverer interface {
 
 // Net keeps a notification durable while the merchant is asked: it comes due again by itself if this process dies.
 type Net interface {
-	Delay(ctx context.Context, w notification.Work) error
-	Cancel(ctx context.Context, w notification.Work) error
+	// Spread makes w durable, to come due at its NextAt or a little later, unless it is taken away before: once at most.
+	Spread(ctx context.Context, w notification.Work) (takeAway func(context.Context), err error)
 }
 
 // Config of the lane.
@@ -150,6 +150,15 @@ type Answer struct {
 	Verdict notification.Verdict
 	// TimedOut says that the caller's time was up first: the notification is durable and the attempt goes on.
 	TimedOut bool
+
+	netAway func(context.Context)
+}
+
+// TakeNetAway is for a deferred work, when it is durable elsewhere. A net that stays comes due, and the claim refuses it.
+func (a Answer) TakeNetAway(ctx context.Context) {
+	if a.netAway != nil { // nil: another node's
+		a.netAway(ctx)
+	}
 }
 
 // Ask asks the merchant and waits for the answer, at most until the caller's deadline less the margin. Neither that
@@ -174,8 +183,10 @@ func (l *Lane) Ask(ctx context.Context, place *Place, w notification.Work, durab
 		return Answer{}, ErrInHand
 	}
 	item.SetDurable(w.HasRow)
+	netAway := func(context.Context) {}
 	if netted { // P1: durable before anything else
-		if err := l.net.Delay(ctx, net); err != nil {
+		var err error
+		if netAway, err = l.net.Spread(ctx, net); err != nil {
 			place.Release()
 			l.hand.Leave(item, err)
 			return Answer{}, fmt.Errorf("make durable: %w", err)
@@ -187,7 +198,7 @@ func (l *Lane) Ask(ctx context.Context, place *Place, w notification.Work, durab
 	answered := make(chan outcome, 1)
 	l.running.Go(func() {
 		defer place.Release()
-		verdict, err := l.attempt(work, item, durable)
+		verdict, err := l.attempt(work, item, durable, netAway)
 		answered <- outcome{verdict, err}
 	})
 	timer := time.NewTimer(time.Until(deadline))
@@ -197,14 +208,20 @@ func (l *Lane) Ask(ctx context.Context, place *Place, w notification.Work, durab
 		if o.err != nil && netted {
 			return awaiting(w), nil
 		}
-		return Answer{Verdict: o.verdict}, o.err
+		return Answer{Verdict: o.verdict, netAway: netAway}, o.err
 	case <-timer.C:
 	case <-ctx.Done(): // the caller is gone or out of time; the attempt goes on
 	}
 	if w.Route.Persist == notification.PersistAfter {
-		if err := l.net.Delay(work, net); err != nil {
+		netAway, err := l.net.Spread(work, net)
+		if err != nil {
 			return Answer{}, fmt.Errorf("make durable: %w", err)
 		}
+		l.running.Go(func() {
+			if o := <-answered; o.err == nil && !o.verdict.Deferred {
+				netAway(work)
+			}
+		})
 	}
 	return awaiting(w), nil
 }
@@ -220,9 +237,9 @@ type outcome struct {
 	err     error
 }
 
-// attempt delivers, and takes the net away once the outcome is durable. The answer waits for that: what a caller was told
-// does not change by a crash.
-func (l *Lane) attempt(ctx context.Context, item *hand.Item, durable <-chan error) (notification.Verdict, error) {
+// attempt delivers, and takes the net away once the outcome, and whatever follows from it, is durable. The answer waits for
+// that: what a caller was told does not change by a crash.
+func (l *Lane) attempt(ctx context.Context, item *hand.Item, durable <-chan error, netAway func(context.Context)) (notification.Verdict, error) {
 	w, ok := item.Send()
 	if !ok { // P12: taken back by a cancel, which settles it; the claim refuses what the net brings
 		return notification.Verdict{Reason: notification.ReasonCanceled}, nil
@@ -236,13 +253,6 @@ func (l *Lane) attempt(ctx context.Context, item *hand.Item, durable <-chan erro
 	if err := <-durable; err != nil { // otherwise the net brings it back
 		return verdict, fmt.Errorf("make outcome durable: %w", err)
 	}
-	l.running.Go(func() { l.takeNetAway(ctx, w, verdict) })
+	l.running.Go(func() { netAway(ctx) })
 	return verdict, nil
-}
-
-// takeNetAway cancels the schedule of a final notification. One that stays comes due, and the claim refuses it.
-func (l *Lane) takeNetAway(ctx context.Context, w notification.Work, verdict notification.Verdict) {
-	if verdict.After != nil && verdict.After.State.Final() {
-		_ = l.net.Cancel(ctx, w)
-	}
 }

@@ -67,7 +67,7 @@ func (w *world) Deliver(ctx context.Context, work notification.Work, settled fun
 	return v
 }
 
-func (w *world) Delay(_ context.Context, work notification.Work) error {
+func (w *world) Spread(_ context.Context, work notification.Work) (func(context.Context), error) {
 	if w.onNet != nil {
 		w.onNet(work)
 	}
@@ -75,12 +75,7 @@ func (w *world) Delay(_ context.Context, work notification.Work) error {
 	defer w.mu.Unlock()
 	w.log = append(w.log, "net")
 	w.spread = append(w.spread, work)
-	return w.failNet
-}
-
-func (w *world) Cancel(context.Context, notification.Work) error {
-	w.add("net away")
-	return nil
+	return func(context.Context) { w.add("net away") }, w.failNet
 }
 
 func ends(work notification.Work, state notification.State) notification.Verdict {
@@ -133,7 +128,7 @@ func (w *world) ask(ctx context.Context, t *testing.T, work notification.Work) (
 
 func pass(d time.Duration) { <-time.NewTimer(d).C }
 
-// Where the net stands among the steps, for each way to be durable: taken away after a final outcome, and only then.
+// Where the net stands among the steps, for each way to be durable: taken away when what followed is durable, not before.
 func TestStepsInOrder(t *testing.T) {
 	for _, c := range []struct {
 		persist notification.Persist
@@ -142,10 +137,10 @@ func TestStepsInOrder(t *testing.T) {
 	}{
 		{notification.PersistStream, notification.StateDelivered, []string{"net", "send", "record", "net away"}},
 		{notification.PersistStream, notification.StateDead, []string{"net", "send", "record", "net away"}},
-		{notification.PersistStream, notification.StateRetrying, []string{"net", "send", "record"}}, // its schedule has replaced the net
-		{notification.PersistAfter, notification.StateDelivered, []string{"send", "record", "net away"}},
+		{notification.PersistStream, notification.StateRetrying, []string{"net", "send", "record", "net away"}},
+		{notification.PersistAfter, notification.StateDelivered, []string{"send", "record"}},
 		{notification.PersistAfter, notification.StateRetrying, []string{"send", "record"}},
-		{notification.PersistLedger, notification.StateRetrying, []string{"net", "send", "record"}},
+		{notification.PersistLedger, notification.StateRetrying, []string{"net", "send", "record", "net away"}},
 	} {
 		t.Run(c.persist.String()+"/"+c.state.String(), func(t *testing.T) {
 			inBubble(t, func(t *testing.T, w *world) {

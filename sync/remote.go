@@ -95,7 +95,7 @@ func (r *Remote) Ask(ctx context.Context, _ *Place, w notification.Work, durable
 	spread.NextAt = durableUntil
 	net := w
 	net.Notification = &spread
-	if netErr := r.net.Delay(context.WithoutCancel(ctx), net); netErr != nil {
+	if _, netErr := r.net.Spread(context.WithoutCancel(ctx), net); netErr != nil {
 		return Answer{}, fmt.Errorf("ask a sync node: %w; make durable: %w", err, netErr)
 	}
 	return awaiting(w), nil

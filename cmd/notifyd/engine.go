@@ -475,11 +475,15 @@ func (e *engine) startIntake(ctx context.Context, l *lanes) error {
 	return nil
 }
 
+// leastCompressed is the smallest answer that is compressed for callers that take it: a page of a list, not what became of
+// a submission, which is a few hundred bytes for which gzip costs more than the rest of the call.
+const leastCompressed = 32 << 10
+
 // intakeHandler answers gRPC, gRPC-Web and JSON on one port, with reflection. Whoever calls is asked who it is first.
 func (e *engine) intakeHandler(l *lanes) (http.Handler, error) {
 	mux := http.NewServeMux()
 	with := []connect.HandlerOption{
-		connect.WithReadMaxBytes(dispatcher.MaxRequestBytes), dispatcher.StrictJSON(),
+		connect.WithReadMaxBytes(dispatcher.MaxRequestBytes), dispatcher.StrictJSON(), connect.WithCompressMinBytes(leastCompressed),
 		connect.WithInterceptors(callLog{log: e.log.Named("intake"), caller: func(ctx context.Context) string { return dispatcher.CallerOf(ctx).String() }}),
 	}
 	if e.tracing != nil {
@@ -500,7 +504,7 @@ func (e *engine) intakeHandler(l *lanes) (http.Handler, error) {
 		notifydv1connect.AccessServiceName)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
-	return requestIDs(readSoon(e.callers.Authenticate(mux))), nil
+	return requestIDs(readSoon(e.callers.Authenticate(e.dispatch.Shed(mux)))), nil
 }
 
 // serve listens at once and answers until it is stopped; then it waits for the calls under way.

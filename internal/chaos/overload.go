@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -30,6 +31,9 @@ type Overload struct {
 	// Measure is how long the capacity is measured, with no more under way than OverloadAhead; then submitters give Times as much, for so long.
 	Measure, For time.Duration
 	Times        float64
+	// Apart gives the engine and its Postgres a core of their own, and the submitters and merchants the others: what a
+	// submitter costs is taken from nobody then.
+	Apart bool
 }
 
 // Overloaded is what came of it.
@@ -38,7 +42,7 @@ type Overloaded struct {
 	Offered    float64 // submitted per second meanwhile
 	Goodput    float64 // acknowledged per second, from the second half of the overload
 	Accepted   int
-	Refused    int // RESOURCE_EXHAUSTED with a time to wait
+	Refused    int // RESOURCE_EXHAUSTED with a time to wait, at the first try
 	Resent     int // refused ones that were submitted again afterwards
 	Unanswered int // calls that ended in another way; they are submitted again afterwards
 	Before     int // MiB that the engine has before the overload
@@ -60,7 +64,11 @@ const (
 	overloadAhead = 2000
 	// overloadCalls bounds the calls under way: their callers, too, have a bound.
 	overloadCalls = 128
+	// overloadAgain is how many refused ones are submitted again.
+	overloadAgain = 200
 )
+
+var overloadText = strings.Repeat("7", 700)
 
 // overload is one run.
 type overload struct {
@@ -75,7 +83,8 @@ type overload struct {
 	mu         sync.Mutex
 	told       map[string]int // requests, by id
 	accepted   map[string]bool
-	refused    map[string]*notifydv1.Notification // by id
+	refusals   int
+	refused    []*notifydv1.Notification // some of them
 	unanswered []*notifydv1.Notification
 	wrong      []string
 }
@@ -85,11 +94,15 @@ func RunOverload(tb testing.TB, cfg Overload) Overloaded {
 	tb.Helper()
 	transport := &http.Transport{MaxIdleConnsPerHost: overloadCalls}
 	tb.Cleanup(transport.CloseIdleConnections)
-	o := &overload{cfg: cfg, told: map[string]int{}, accepted: map[string]bool{}, refused: map[string]*notifydv1.Notification{}}
+	o := &overload{cfg: cfg, told: map[string]int{}, accepted: map[string]bool{}}
 	sink := httptest.NewServer(http.HandlerFunc(o.tell))
 	tb.Cleanup(sink.Close)
 	dir := scenario.DataDir(tb)
-	o.engine = cfg.Engine.Logging(dir+".log").Start(tb, dir, append([]string{"--quiet", "--log-level=warn"}, cfg.Args...)...)
+	engine := cfg.Engine
+	if cfg.Apart {
+		engine = engine.Apart(tb)
+	}
+	o.engine = engine.Logging(dir+".log").Start(tb, dir, append([]string{"--quiet", "--log-level=warn"}, cfg.Args...)...)
 	o.client = notifydv1connect.NewNotificationServiceClient(&http.Client{Transport: transport}, o.engine.Intake)
 	ctx, cancel := bounded(tb, 15*time.Minute)
 	defer cancel()
@@ -129,7 +142,7 @@ func (o *overload) drafts(n int) []*notifydv1.Notification {
 		name := fmt.Sprintf("%d-%d", o.cfg.Seed, nth)
 		out[i] = &notifydv1.Notification{
 			Source: source, RequestId: name, MerchantId: o.merchant(nth), Scene: "payout", EventType: "payment.succeeded", OrderId: name,
-			OrderStatus: "SUCCESS", Terminal: true, Payload: fmt.Sprintf(`{"order":%q,"text":"%0700d"}`, name, nth),
+			OrderStatus: "SUCCESS", Terminal: true, Payload: `{"order":"` + name + `","text":"` + overloadText + `"}`,
 		}
 	}
 	return out
@@ -179,7 +192,6 @@ func (o *overload) keep(r *notifydv1.SubmitResponse) {
 		o.accepted[r.Id] = true
 		o.taken.Add(1)
 	}
-	delete(o.refused, r.Id)
 }
 
 func (o *overload) failed(drafts []*notifydv1.Notification, code string, wait bool) {
@@ -192,8 +204,9 @@ func (o *overload) failed(drafts []*notifydv1.Notification, code string, wait bo
 	if !wait {
 		o.wrong = append(o.wrong, "a refusal does not say how long to wait")
 	}
-	for _, d := range drafts {
-		o.refused[idOf(d)] = d
+	o.refusals += len(drafts)
+	if room := overloadAgain - len(o.refused); room > 0 {
+		o.refused = append(o.refused, drafts[:min(room, len(drafts))]...)
 	}
 }
 
@@ -265,21 +278,15 @@ func (o *overload) press(ctx context.Context, out *Overloaded) {
 	under.Wait()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	out.Refused, out.Unanswered = len(o.refused), len(o.unanswered)
+	out.Refused, out.Unanswered = o.refusals, len(o.unanswered)
 }
 
 // again submits what had no answer, and some of what was refused, until it is taken.
 func (o *overload) again(ctx context.Context, tb testing.TB) (resent int) {
 	tb.Helper()
 	o.mu.Lock()
-	var owed []*notifydv1.Notification
-	for _, d := range o.refused {
-		if len(owed) < 200 {
-			owed = append(owed, d)
-		}
-	}
-	resent = len(owed)
-	owed = append(owed, o.unanswered...)
+	owed := append(slices.Clone(o.refused), o.unanswered...)
+	resent = len(o.refused)
 	o.mu.Unlock()
 	for _, d := range owed {
 		o.until(ctx, func() bool {

@@ -20,7 +20,7 @@ func TestOverload(t *testing.T) {
 	}
 	cfg := setUp(t)
 	out := chaos.RunOverload(t, chaos.Overload{
-		Engine: cfg.Engine, Seed: cfg.Seed, Times: 3, Measure: 20 * time.Second, For: *overload, Args: []string{"--set=async.stream_bytes=64MiB"},
+		Engine: cfg.Engine, Seed: cfg.Seed, Times: 3, Measure: 20 * time.Second, For: *overload, Apart: true, Args: []string{"--set=async.stream_bytes=64MiB"},
 	})
 	t.Logf("seed %d: %s", cfg.Seed, out)
 	for i, wrong := range out.Violations {

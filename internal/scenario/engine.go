@@ -23,6 +23,7 @@ type Binary struct {
 	path string
 	env  []string
 	disk *Disk
+	cpus string // in the form of taskset; empty: all
 	log  string // a file
 }
 
@@ -146,7 +147,11 @@ func (b *Binary) LaunchServe(tb testing.TB, dataDir string, args ...string) *Eng
 func (b *Binary) launch(tb testing.TB, args []string) *Engine {
 	tb.Helper()
 	e := &Engine{}
-	cmd := command(b.disk, b.path, args...)
+	path := b.path
+	if b.cpus != "" {
+		path, args = "taskset", append([]string{"--cpu-list", b.cpus, b.path}, args...)
+	}
+	cmd := command(b.disk, path, args...)
 	cmd.Env = append(os.Environ(), b.env...)
 	e.process = spawn(tb, spawned{name: "notifyd", cmd: cmd, ready: e.learn, log: b.log})
 	return e
