@@ -5,7 +5,7 @@
 //	result, err := c.Submit(ctx, &client.Notification{RequestId: "refund-81", MerchantId: "shop-7", Scene: "refund", Payload: body})
 //
 // Submit returns when the notification is durable, or, for a scene of the sync lane, when the merchant has answered.
-// Submissions that come together share a call. What the server cannot take now, and what was lost on the way, is tried
+// Submissions travel on one stream that stays open, or, where the server or something on the way takes none, share calls. What the server cannot take now, and what was lost on the way, is tried
 // again until ctx ends: the server recognises a submission by its source and request_id, so it is never sent twice.
 package client
 
@@ -42,6 +42,12 @@ type Client struct {
 	rpc  notifydv1connect.NotificationServiceClient
 	settings
 
+	submits    notifydv1connect.NotificationServiceClient // as rpc, over HTTP/2
+	streams    []streamPlace
+	turn       atomic.Uint64   // which of them is next
+	streamLife context.Context //nolint:containedctx // it is the client's own
+	endStreams context.CancelFunc
+
 	// life ends when Close has run out of patience. Batches run under it: they belong to no single caller.
 	life context.Context //nolint:containedctx // it is the client's own
 	kill context.CancelFunc
@@ -72,8 +78,11 @@ func New(serverURL string, opts ...Option) (*Client, error) {
 	}
 	hc := cfg.newHTTPClient(server)
 	life, kill := context.WithCancel(context.Background()) //nolint:forbidigo,gosec // batches outlive their callers; Close ends it
+	streamLife, endStreams := context.WithCancel(life)
 	return &Client{
 		url: server.String(), http: hc, rpc: notifydv1connect.NewNotificationServiceClient(hc, server.String()), settings: cfg.settings,
+		submits: notifydv1connect.NewNotificationServiceClient(cfg.newStreamClient(server, hc), server.String(), plain),
+		streams: make([]streamPlace, cfg.streamPlaces()), streamLife: streamLife, endStreams: endStreams,
 		life: life, kill: kill,
 		places: semaphore.NewWeighted(cfg.maxWaiting), slots: make(chan struct{}, cfg.parallel),
 		closed: make(chan struct{}), drained: make(chan struct{}), queue: newQueue(cfg.batch, cfg.batchBytes),
@@ -94,9 +103,15 @@ func (c *Client) Submit(ctx context.Context, n *Notification) (*Result, error) {
 		return nil, err
 	}
 	defer c.leave()
-	try := c.tryShared
-	if c.waits(it.n) {
-		try = c.tryAlone
+	waits := c.waits(it.n)
+	try := func(ctx context.Context, items []*item) {
+		switch s := c.openStream(); { //nolint:contextcheck // a stream belongs to no single caller
+		case s != nil && c.tryStreamed(ctx, s, items[0], waits):
+		case waits:
+			c.tryAlone(ctx, items)
+		default:
+			c.tryShared(ctx, items)
+		}
 	}
 	c.insist(ctx, []*item{it}, try, func(*item) {})
 	return it.answer()
@@ -189,20 +204,29 @@ func (c *Client) Close(ctx context.Context) error {
 // drain returns when every caller has left and every call has ended.
 func (c *Client) drain(ctx context.Context) {
 	_ = c.places.Acquire(ctx, c.maxWaiting) // this ctx never ends
+	c.endStreams()                          // nobody waits for what is on them
 	c.batches.Wait()
 	close(c.drained)
 }
 
 // Stats is what the client has in hand.
 type Stats struct {
-	Queued   int // notifications that wait for a place in a call
+	Queued   int // notifications that wait for a place in a call, or in a message of a stream
 	Retrying int // notifications that wait to be tried again
 	Calls    int // batch calls under way
+	Streams  int // streams that are open
 }
 
 // Stats returns it as of now.
 func (c *Client) Stats() Stats {
-	return Stats{Queued: c.queue.len(), Retrying: int(c.retrying.Load()), Calls: len(c.slots)}
+	stats := Stats{Queued: c.queue.len(), Retrying: int(c.retrying.Load()), Calls: len(c.slots)}
+	for i := range c.streams {
+		if s := c.streams[i].current.Load(); s != nil {
+			stats.Streams++
+			stats.Queued += s.queue.len()
+		}
+	}
+	return stats
 }
 
 // URL is the server's.

@@ -21,7 +21,12 @@ import (
 )
 
 func TestSubmitFillsTheSourceInItsOwnCopy(t *testing.T) {
-	s := &server{}
+	bothWays(t, testSubmitFillsTheSourceInItsOwnCopy)
+}
+
+func testSubmitFillsTheSourceInItsOwnCopy(t *testing.T, streamed bool) {
+	t.Helper()
+	s := &server{streamed: streamed}
 	c := s.start(t)
 	n := refund(1)
 	for _, again := range []bool{false, true} {
@@ -131,8 +136,11 @@ func TestWhoWaitsForTheMerchantGoesAlone(t *testing.T) {
 	}
 }
 
-func TestNeighboursAreAnsweredAtOnce(t *testing.T) {
-	s := &server{item: func(n *client.Notification, _ int) error {
+func TestNeighboursAreAnsweredAtOnce(t *testing.T) { bothWays(t, testNeighboursAreAnsweredAtOnce) }
+
+func testNeighboursAreAnsweredAtOnce(t *testing.T, streamed bool) {
+	t.Helper()
+	s := &server{streamed: streamed, item: func(n *client.Notification, _ int) error {
 		switch n.RequestId {
 		case "r1":
 			return failed(connect.CodeResourceExhausted, "queue of the merchant is full", time.Hour)
@@ -243,8 +251,11 @@ func TestABatchLastsAsLongAsItsMostPatientMember(t *testing.T) {
 	}
 }
 
-func TestNoTryFitsBeforeTheDeadline(t *testing.T) {
-	s := &server{item: func(*client.Notification, int) error {
+func TestNoTryFitsBeforeTheDeadline(t *testing.T) { bothWays(t, testNoTryFitsBeforeTheDeadline) }
+
+func testNoTryFitsBeforeTheDeadline(t *testing.T, streamed bool) {
+	t.Helper()
+	s := &server{streamed: streamed, item: func(*client.Notification, int) error {
 		return failed(connect.CodeResourceExhausted, "full", time.Minute)
 	}}
 	for kind, n := range map[string]*client.Notification{"batch": refund(1), "alone": scan(1)} {
@@ -258,8 +269,11 @@ func TestNoTryFitsBeforeTheDeadline(t *testing.T) {
 	}
 }
 
-func TestRetryForGivesUp(t *testing.T) {
-	s := &server{item: func(*client.Notification, int) error { return failed(connect.CodeUnavailable, "no postgres", 0) }}
+func TestRetryForGivesUp(t *testing.T) { bothWays(t, testRetryForGivesUp) }
+
+func testRetryForGivesUp(t *testing.T, streamed bool) {
+	t.Helper()
+	s := &server{streamed: streamed, item: func(*client.Notification, int) error { return failed(connect.CodeUnavailable, "no postgres", 0) }}
 	if _, err := s.start(t, client.WithRetryFor(0)).Submit(t.Context(), refund(1)); errorOf(t, err).Tries != 1 {
 		t.Errorf("%+v", err)
 	}
@@ -279,9 +293,12 @@ func TestNobodyListens(t *testing.T) {
 	}
 }
 
-func TestPlacesAreBounded(t *testing.T) {
+func TestPlacesAreBounded(t *testing.T) { bothWays(t, testPlacesAreBounded) }
+
+func testPlacesAreBounded(t *testing.T, streamed bool) {
+	t.Helper()
 	entered, release := make(chan struct{}, 9), make(chan struct{})
-	s := &server{call: func(context.Context, int, []*client.Notification) error { entered <- struct{}{}; <-release; return nil }}
+	s := &server{streamed: streamed, call: func(context.Context, int, []*client.Notification) error { entered <- struct{}{}; <-release; return nil }}
 	c := s.start(t, client.WithMaxWaiting(2))
 	var inside sync.WaitGroup
 	for i := range 2 {

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 // Defaults.
 const (
+	defaultStreams     = 1
 	defaultBatch       = 1000 // the most that the API takes
 	defaultBatchBytes  = 4 << 20
 	defaultParallel    = 4
@@ -19,12 +21,15 @@ const (
 	defaultFirstWait   = 200 * time.Millisecond
 	defaultMostWait    = 5 * time.Second
 
+	maxStreams    = 64
 	maxBatchBytes = 30 << 20 // the server takes 32 MiB
 )
 
 // settings are what a client keeps of its options. No secret is among them.
 type settings struct {
 	source      string
+	streamCount int
+	traceparent func(context.Context) string
 	syncScenes  map[string]bool
 	batch       int
 	batchBytes  int
@@ -51,8 +56,9 @@ type config struct {
 
 // credential is one way to prove the caller.
 type credential struct {
-	option string
-	sign   authorize
+	option   string
+	sign     authorize
+	overBody bool // it signs the body, which is read for it first
 }
 
 // Option changes how a client works.
@@ -60,8 +66,8 @@ type Option func(*config)
 
 func defaults() config {
 	return config{settings: settings{
-		syncScenes: map[string]bool{"scan": true, "netbank": true},
-		batch:      defaultBatch, batchBytes: defaultBatchBytes, parallel: defaultParallel, maxWaiting: defaultMaxWaiting,
+		streamCount: defaultStreams, syncScenes: map[string]bool{"scan": true, "netbank": true},
+		batch: defaultBatch, batchBytes: defaultBatchBytes, parallel: defaultParallel, maxWaiting: defaultMaxWaiting,
 		callTimeout: defaultCallTimeout, firstWait: defaultFirstWait, mostWait: defaultMostWait, retryFor: math.MaxInt64,
 	}}
 }
@@ -74,7 +80,7 @@ func WithAPIKey(key string) Option {
 	return func(c *config) { c.authorizeBy("WithAPIKey", apiKey, key) }
 }
 
-// WithHMACKey proves the caller by a key `nh_…`, which is never sent: it signs each request.
+// WithHMACKey proves the caller by a key `nh_…`, which is never sent: it signs each request. So there are calls only, no streams.
 func WithHMACKey(key string) Option {
 	return func(c *config) { c.authorizeBy("WithHMACKey", hmacKey, key) }
 }
@@ -91,7 +97,7 @@ func (c *config) authorizeBy(option string, read func(string) (authorize, error)
 		c.errs = append(c.errs, fmt.Errorf("%s: %w", option, err))
 		return
 	}
-	c.credentials = append(c.credentials, credential{option, sign})
+	c.credentials = append(c.credentials, credential{option: option, sign: sign, overBody: option == "WithHMACKey"})
 }
 
 // WithTLSConfig says how the server proves itself, and holds a client certificate if the server knows the caller by one.
@@ -108,14 +114,15 @@ func WithClientCertificate(cert tls.Certificate) Option {
 }
 
 // WithHTTPClient uses a client of your own: its transport decides about TLS, proxies and idle connections.
-// Redirects are not followed all the same: they would carry credentials elsewhere.
+// Redirects are not followed all the same: they would carry credentials elsewhere. There are streams only if it speaks HTTP/2
+// with the server.
 func WithHTTPClient(hc *http.Client) Option { return func(c *config) { c.http = hc } }
 
 // WithUserAgent names the caller in each request.
 func WithUserAgent(name string) Option { return func(c *config) { c.userAgent = name } }
 
 // WithSyncScenes names scenes, besides scan and netbank, in which the server asks the merchant while the caller waits.
-// Their notifications are submitted one by one.
+// Without a stream their notifications are submitted one by one.
 func WithSyncScenes(scenes ...string) Option {
 	return func(c *config) {
 		for _, scene := range scenes {
@@ -124,14 +131,24 @@ func WithSyncScenes(scenes ...string) Option {
 	}
 }
 
-// WithBatch bounds one call: at most so many notifications (1 to 1000; 1000), and so many bytes (4 MiB). Where the operator
+// WithStreams is how many streams to keep open (1); 0: none, every submission is a call or shares one. One carries what a few cores
+// can do. A client learns by itself whether there can be streams, and makes calls until one is open and while none is.
+func WithStreams(n int) Option { return func(c *config) { c.streamCount = n } }
+
+// WithTraceparent tells the W3C trace context of a submission, which the stream carries for it. Calls have that of their request,
+// which is the HTTP client's affair.
+func WithTraceparent(of func(ctx context.Context) string) Option {
+	return func(c *config) { c.traceparent = of }
+}
+
+// WithBatch bounds one call, and one message of a stream: at most so many notifications (1 to 1000; 1000), and so many bytes (4 MiB). Where the operator
 // has set max_request_bytes for the source, the bytes must stay below it.
 func WithBatch(notifications, bytes int) Option {
 	return func(c *config) { c.batch, c.batchBytes = notifications, bytes }
 }
 
 // WithLinger makes a batch wait for company (not at all). It saves calls when submissions come one by one, and costs each of
-// them so much time.
+// them so much time. A stream does not wait.
 func WithLinger(d time.Duration) Option { return func(c *config) { c.linger = d } }
 
 // WithParallel bounds the batch calls that are under way at a time (4).
@@ -170,6 +187,7 @@ func (c *config) validate() error {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
+	check(c.streamCount >= 0 && c.streamCount <= maxStreams, "WithStreams: %d: want 0 to %d", c.streamCount, maxStreams)
 	check(c.batch >= 1 && c.batch <= defaultBatch, "WithBatch: %d notifications: want 1 to %d", c.batch, defaultBatch)
 	check(c.batchBytes >= 1 && c.batchBytes <= maxBatchBytes, "WithBatch: %d bytes: want 1 to %d", c.batchBytes, maxBatchBytes)
 	check(c.linger >= 0, "WithLinger: %s: want 0 or more", c.linger)

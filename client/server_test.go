@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"notifyd/client"
+	"notifyd/internal/scenario"
 	notifydv1 "notifyd/proto/notifyd/v1"
 	"notifyd/proto/notifyd/v1/notifydv1connect"
 )
@@ -24,7 +25,10 @@ import (
 // server is a notifyd that remembers what it took and fails as its script says.
 type server struct {
 	notifydv1connect.UnimplementedNotificationServiceHandler
-	url string
+	url      string
+	listener *httptest.Server
+
+	streamed bool // whether clients find it with a stream open, or with none to be had
 
 	// around plays faults of the network; request counts from 1.
 	around func(request int, w http.ResponseWriter, r *http.Request, next http.Handler)
@@ -37,6 +41,7 @@ type server struct {
 	requests int
 	alone    []string // request_ids of Submit
 	batches  [][]string
+	messages [][]string // of streams
 	tries    map[string]int
 	taken    map[string]int
 }
@@ -45,10 +50,36 @@ type server struct {
 func (s *server) start(tb testing.TB, opts ...client.Option) *client.Client {
 	tb.Helper()
 	s.tries, s.taken = map[string]int{}, map[string]int{}
-	listener := httptest.NewServer(s.handler())
-	tb.Cleanup(listener.Close)
-	s.url = listener.URL
-	return newClient(tb, s.url, opts...)
+	s.listener = httptest.NewUnstartedServer(s.handler())
+	s.listener.Config.Protocols = new(http.Protocols)
+	s.listener.Config.Protocols.SetHTTP1(true)
+	s.listener.Config.Protocols.SetUnencryptedHTTP2(true)
+	s.listener.Start()
+	tb.Cleanup(s.listener.Close)
+	s.url = s.listener.URL
+	if !s.streamed {
+		return newClient(tb, s.url, append([]client.Option{client.WithStreams(0)}, opts...)...)
+	}
+	c := newClient(tb, s.url, opts...)
+	openStream(tb, c)
+	return c
+}
+
+// openStream returns when a client has one.
+func openStream(tb testing.TB, c *client.Client) {
+	tb.Helper()
+	scenario.Within(tb, 20*time.Second, "a stream is open", func() bool {
+		c.OpenStreams()
+		return c.Stats().Streams > 0
+	})
+}
+
+// bothWays runs a test by calls and by a stream.
+func bothWays(t *testing.T, test func(t *testing.T, streamed bool)) {
+	t.Helper()
+	for way, streamed := range map[string]bool{"calls": false, "stream": true} {
+		t.Run(way, func(t *testing.T) { test(t, streamed) })
+	}
 }
 
 func newClient(tb testing.TB, url string, opts ...client.Option) *client.Client {
@@ -70,10 +101,11 @@ func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(notifydv1connect.NewNotificationServiceHandler(s))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.mu.Lock()
-		s.requests++
-		request := s.requests
-		s.mu.Unlock()
+		if r.URL.Path == notifydv1connect.NotificationServiceSubmitStreamProcedure { // its messages count
+			mux.ServeHTTP(w, r)
+			return
+		}
+		request := s.next()
 		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, request))
 		if s.around != nil {
 			s.around(request, w, r, mux)
@@ -84,6 +116,79 @@ func (s *server) handler() http.Handler {
 }
 
 type requestKey struct{}
+
+func (s *server) next() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests++
+	return s.requests
+}
+
+func (s *server) SubmitStream(ctx context.Context, call *connect.BidiStream[notifydv1.SubmitStreamRequest, notifydv1.SubmitStreamResponse]) error {
+	if !s.streamed {
+		return connect.NewError(connect.CodeUnimplemented, errors.New("an older notifyd"))
+	}
+	var mu sync.Mutex
+	send := func(results ...*notifydv1.StreamedResult) error {
+		mu.Lock()
+		defer mu.Unlock()
+		return call.Send(&notifydv1.SubmitStreamResponse{Results: results})
+	}
+	if err := send(); err != nil {
+		return err
+	}
+	var working sync.WaitGroup
+	defer working.Wait()
+	for {
+		msg, err := call.Receive()
+		if err != nil {
+			return nil
+		}
+		var ids []string
+		var together []*notifydv1.StreamedNotification
+		for _, item := range msg.Notifications {
+			ids = append(ids, item.Notification.RequestId)
+			if !item.AllowSync {
+				together = append(together, item)
+				continue
+			}
+			working.Go(func() {
+				ctx, cancel := context.WithTimeout(ctx, item.Wait.AsDuration())
+				defer cancel()
+				_ = send(s.streamedResults(ctx, item)...) // who is gone needs none
+			})
+		}
+		s.mu.Lock()
+		s.messages = append(s.messages, ids)
+		s.mu.Unlock()
+		if len(together) > 0 {
+			working.Go(func() { _ = send(s.streamedResults(ctx, together...)...) })
+		}
+	}
+}
+
+func (s *server) streamedResults(ctx context.Context, items ...*notifydv1.StreamedNotification) []*notifydv1.StreamedResult {
+	ns := make([]*client.Notification, len(items))
+	for i, item := range items {
+		ns[i] = item.Notification
+	}
+	fault := s.scripted(context.WithValue(ctx, requestKey{}, s.next()), ns)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]*notifydv1.StreamedResult, len(items))
+	for i, item := range items {
+		result, err := (*client.Result)(nil), fault
+		if err == nil {
+			result, err = s.accept(item.Notification)
+		}
+		answer := &notifydv1.SubmitResult{Result: &notifydv1.SubmitResult_Response{Response: result}}
+		if err != nil {
+			answer = &notifydv1.SubmitResult{Result: &notifydv1.SubmitResult_Error{Error: itemError(err)}}
+		}
+		out[i] = &notifydv1.StreamedResult{Number: item.Number, Result: answer}
+	}
+	return out
+}
 
 func (s *server) scripted(ctx context.Context, ns []*client.Notification) error {
 	if s.call == nil {
@@ -148,6 +253,9 @@ func (s *server) seen() (alone, batches int) {
 }
 
 func itemError(err error) *notifydv1.ItemError {
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = connect.NewError(connect.CodeDeadlineExceeded, err)
+	}
 	e := client.ErrorOf(err)
 	out := &notifydv1.ItemError{Code: e.Code.String(), Message: e.Message, Violations: e.Violations}
 	if e.RetryAfter > 0 {

@@ -16,6 +16,8 @@ import (
 
 const (
 	dialTimeout = 5 * time.Second
+	pingAfter   = 10 * time.Second // of silence on an HTTP/2 connection with streams
+	pingTimeout = 5 * time.Second
 	maxIdle     = 128 // connections: callers of the sync lane have one each
 )
 
@@ -41,22 +43,53 @@ func (c *config) newHTTPClient(server *url.URL) *http.Client {
 	hc.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	base := hc.Transport
 	if base == nil {
-		base = &http.Transport{
-			Proxy:               http.ProxyFromEnvironment,
-			DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
-			TLSClientConfig:     c.tls,
-			TLSHandshakeTimeout: dialTimeout,
-			ForceAttemptHTTP2:   true, // over TLS; without it HTTP/1.1 that is kept alive
-			MaxIdleConnsPerHost: maxIdle,
-			IdleConnTimeout:     time.Minute,
-		}
+		base = c.newTransport()
 	}
-	proven := &provenTransport{scheme: server.Scheme, host: server.Host, base: base, ours: hc.Transport == nil, userAgent: c.userAgent}
-	if len(c.credentials) > 0 {
-		proven.sign = c.credentials[0].sign
-	}
-	hc.Transport = proven
+	hc.Transport = c.proving(server, base, hc.Transport == nil)
 	return &hc
+}
+
+// newStreamClient is for calls that last, and need HTTP/2. Without TLS that is a transport of its own: nothing is agreed on there,
+// and calls speak what every server speaks.
+func (c *config) newStreamClient(server *url.URL, calls *http.Client) *http.Client {
+	hc := *calls
+	hc.Timeout = 0
+	if c.http == nil && server.Scheme == "http" {
+		base := c.newTransport()
+		base.Protocols = new(http.Protocols)
+		base.Protocols.SetUnencryptedHTTP2(true)
+		hc.Transport = c.proving(server, base, true)
+	}
+	return &hc
+}
+
+func (c *config) newTransport() *http.Transport {
+	return &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		TLSClientConfig:     c.tls,
+		TLSHandshakeTimeout: dialTimeout,
+		ForceAttemptHTTP2:   true, // over TLS; without it HTTP/1.1 that is kept alive
+		MaxIdleConnsPerHost: maxIdle,
+		IdleConnTimeout:     time.Minute,
+		HTTP2:               &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout}, // a peer that is gone is noticed
+	}
+}
+
+func (c *config) proving(server *url.URL, base http.RoundTripper, ours bool) *provenTransport {
+	proven := &provenTransport{scheme: server.Scheme, host: server.Host, base: base, ours: ours, userAgent: c.userAgent}
+	if len(c.credentials) > 0 {
+		proven.sign, proven.overBody = c.credentials[0].sign, c.credentials[0].overBody
+	}
+	return proven
+}
+
+// streamPlaces is how many streams there may be: whoever signs whole requests has none.
+func (c *config) streamPlaces() int {
+	if len(c.credentials) > 0 && c.credentials[0].overBody {
+		return 0
+	}
+	return c.streamCount
 }
 
 // authorize returns the authorization header of a request.
@@ -68,6 +101,7 @@ type provenTransport struct {
 	base         http.RoundTripper
 	ours         bool      // nobody else uses base
 	sign         authorize // nil: nothing to prove
+	overBody     bool      // sign signs the body too
 	userAgent    string
 }
 
@@ -81,9 +115,12 @@ func (t *provenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		own.Header.Set("User-Agent", t.userAgent)
 	}
 	if t.sign != nil {
-		body, err := readBody(own)
-		if err != nil {
-			return nil, fmt.Errorf("sign request: read body: %w", err)
+		var body []byte
+		if t.overBody { // others may stream theirs
+			var err error
+			if body, err = readBody(own); err != nil {
+				return nil, fmt.Errorf("sign request: read body: %w", err)
+			}
 		}
 		header, err := t.sign(own, body, time.Now())
 		if err != nil {

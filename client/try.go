@@ -12,10 +12,11 @@ import (
 	notifydv1 "notifyd/proto/notifyd/v1"
 )
 
-// reply is what one try of one notification came to: either of the two.
+// reply is what one try of one notification came to: one of the three.
 type reply struct {
 	result *Result
 	err    *Error
+	unsent bool // the stream that it should have gone with has ended
 }
 
 // tryAlone makes a call for one item: its caller waits for the merchant's answer, and the server knows until when.
@@ -165,16 +166,20 @@ func (c *Client) call(ctx context.Context, ns []*Notification) []reply {
 		return replies
 	}
 	for i, r := range resp.Msg.Results {
-		switch r := r.GetResult().(type) {
-		case *notifydv1.SubmitResult_Response:
-			replies[i].result = r.Response
-		case *notifydv1.SubmitResult_Error:
-			replies[i].err = itemFault(r.Error)
-		default:
-			replies[i].err = itemFault(&notifydv1.ItemError{Code: connect.CodeUnknown.String(), Message: "the server gave no result"})
-		}
+		replies[i] = replyOf(r)
 	}
 	return replies
+}
+
+// replyOf is what the server says of one notification among others.
+func replyOf(r *notifydv1.SubmitResult) reply {
+	switch r := r.GetResult().(type) {
+	case *notifydv1.SubmitResult_Response:
+		return reply{result: r.Response}
+	case *notifydv1.SubmitResult_Error:
+		return reply{err: itemFault(r.Error)}
+	}
+	return reply{err: itemFault(&notifydv1.ItemError{Code: connect.CodeUnknown.String(), Message: "the server gave no result"})}
 }
 
 // entry is a notification that waits for a batch, or is in one.
@@ -183,6 +188,9 @@ type entry struct {
 	size     int
 	deadline time.Time  // of its caller; zero: none
 	answer   chan reply // has room: nobody need be there to take it
+
+	waits       bool   // for the merchant's answer; on a stream only
+	traceparent string // on a stream only
 }
 
 // queue holds what waits for a batch. The places of the callers bound it.

@@ -93,7 +93,7 @@ func (s *stream) receive(ctx context.Context) error {
 func (s *stream) whyEnded(ctx context.Context, err error) error {
 	switch cause := s.guard.cause(); {
 	case errors.Is(cause, errStopping), errors.Is(err, io.EOF), cause == nil && ctx.Err() != nil:
-		return nil
+		return nil //nolint:nilerr // an end without a fault
 	case cause != nil:
 		return cause
 	}

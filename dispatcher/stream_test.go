@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -275,7 +276,7 @@ func TestStreamBoundsWhatIsUnanswered(t *testing.T) {
 		var items []*notifydv1.StreamedNotification
 		for range maxStreamed {
 			number++
-			items = append(items, streamed(number, payment(fmt.Sprint(number), to("plain"))))
+			items = append(items, streamed(number, payment(strconv.FormatUint(number, 10), to("plain"))))
 		}
 		send(t, call, items...)
 	}
