@@ -11,9 +11,9 @@ import (
 // Defaults of Config.
 const (
 	DefaultMaxConns   = 8
-	DefaultWriters    = 2
+	DefaultWriters    = 1
 	DefaultBatchRows  = 1000
-	DefaultLinger     = time.Millisecond
+	DefaultLinger     = 2 * time.Millisecond
 	DefaultRetention  = 30 * 24 * time.Hour
 	DefaultWindow     = 10 * time.Minute
 	DefaultDrain      = 10 * time.Second
@@ -34,8 +34,8 @@ type Config struct {
 	MaxConns  int    // at least Writers + 2
 	Writers   int    // goroutines that write records, each one batch at a time
 	BatchRows int    // records in one batch, reservations in one statement
-	// Linger is how long a small batch waits for company, patientTimes as long if nobody waits for anything in it;
-	// negative: not at all. A transaction costs as much as ten records.
+	// Linger is how long a small batch waits for company: if nobody waits for anything in it patientTimes as long, else only
+	// while others come, too. Negative: not at all. A transaction costs as much as ten records.
 	Linger    time.Duration
 	Retention time.Duration // whole days older than this are dropped, unless something in them is unfinished
 	// Window is how far ahead the engine itself schedules: what is due within it when it is written counts as fed.

@@ -20,8 +20,9 @@ type asks[Q, A any] struct {
 	timeout time.Duration // of one commit, and of one caller: the commit before its own included
 }
 
-// newAsks commits at most so many questions together, unless a single caller has more.
-func newAsks[Q, A any](most int, timeout time.Duration, commit func(context.Context, []Q) ([]A, error)) *asks[Q, A] {
+// newAsks commits at most so many questions together, unless a single caller has more. While several ask at once, each waits
+// a linger for the others.
+func newAsks[Q, A any](most int, timeout, linger time.Duration, commit func(context.Context, []Q) ([]A, error)) *asks[Q, A] {
 	fits := func(batch []*ask[Q, A], next *ask[Q, A]) bool {
 		size := len(next.questions)
 		for _, a := range batch {
@@ -33,7 +34,7 @@ func newAsks[Q, A any](most int, timeout time.Duration, commit func(context.Cont
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(batch[0].ctx), timeout)
 		defer cancel()
 		return answer(ctx, batch, commit)
-	})}
+	}).Linger(linger)}
 }
 
 // answer commits what a batch asks, but for those who have given up: what piles up during an outage is not worked off

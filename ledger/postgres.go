@@ -93,9 +93,9 @@ func Open(ctx context.Context, cfg Config) (*Postgres, error) {
 	if l.pool, err = pgxpool.NewWithConfig(ctx, settings); err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
-	l.reservations = newAsks(cfg.BatchRows, cfg.ReserveTimeout, l.reserve)
-	l.claims = newAsks(cfg.BatchRows, claimTimeout, l.claim)
-	l.lines = newAsks(cfg.BatchRows, cfg.ReserveTimeout, l.lineUp)
+	l.reservations = newAsks(cfg.BatchRows, cfg.ReserveTimeout, max(cfg.Linger, 0), l.reserve)
+	l.claims = newAsks(cfg.BatchRows, claimTimeout, 0, l.claim)
+	l.lines = newAsks(cfg.BatchRows, cfg.ReserveTimeout, 0, l.lineUp)
 	l.searches = semaphore.NewWeighted(int64(max(1, cfg.MaxConns/4)))
 	l.writers = newWriters(l)
 	l.merchants = settingsTable[merchant.Merchant]{l, "merchant", lockMerchants, merchantFields}

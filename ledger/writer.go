@@ -122,7 +122,7 @@ func (w *writers) run(ctx context.Context) error {
 	var writing sync.WaitGroup
 	for i, lane := range w.lanes {
 		writing.Go(func() {
-			for batch := w.next(lane); batch != nil; batch = w.next(lane) {
+			for batch := w.next(lane, false); batch != nil; batch = w.next(lane, len(batch) > 1) {
 				w.behind[i].Store(batch[0].submitted.UnixNano()) // whatever waits behind it is younger
 				w.write(work, batch)
 				w.behind[i].Store(0)
@@ -165,12 +165,13 @@ func (w *writers) shutLanes() {
 }
 
 // next takes whatever is queued, and while that is little, what comes within the linger of each; nil when the lane has ended.
-func (w *writers) next(lane <-chan *pending) []*pending {
+// busy: the batch before had several records.
+func (w *writers) next(lane <-chan *pending, busy bool) []*pending {
 	first, open := <-lane
 	if !open {
 		return nil
 	}
-	batch, size, wait := []*pending{first}, first.size, newLinger(w.l.cfg.Linger)
+	batch, size, wait := []*pending{first}, first.size, newLinger(w.l.cfg.Linger, busy)
 	defer wait.stop()
 	wait.add(first)
 	for len(batch) < w.l.cfg.BatchRows && size < batchBytes {
@@ -201,22 +202,25 @@ func takeNow(lane <-chan *pending) (p *pending, open bool) {
 }
 
 // patientTimes is how many lingers a record waits for company that nobody waits for.
-const patientTimes = 5
+const patientTimes = 3
 
 // linger is how long a batch waits for company.
 type linger struct {
 	each  time.Duration // negative: not at all
+	busy  bool
 	until time.Time     // zero: nothing is in the batch yet
 	timer *time.Timer   // nil: not needed yet
 }
 
-func newLinger(each time.Duration) *linger { return &linger{each: each} }
+func newLinger(each time.Duration, busy bool) *linger { return &linger{each: each, busy: busy} }
 
 // add notes a record of the batch: the one with the least patience decides.
 func (l *linger) add(p *pending) {
-	until := p.submitted.Add(l.each)
+	until := p.submitted
 	if p.Patient {
-		until = p.submitted.Add(patientTimes * l.each)
+		until = until.Add(patientTimes * l.each)
+	} else if l.busy {
+		until = until.Add(l.each)
 	}
 	if l.until.IsZero() || until.Before(l.until) {
 		l.until = until

@@ -63,6 +63,7 @@ type Delay struct {
 	streams   [envelope.RetryStreams]atomic.Pointer[jetstream.Stream] // nil: not brought up to date yet
 	publish   [envelope.RetryStreams]*groupcommit.Batcher[*nats.Msg]
 	spreading *groupcommit.Batcher[*spreading]
+	through   atomic.Pointer[safetyNet] // the last one that is to be taken away
 
 	published, failures atomic.Uint64
 }

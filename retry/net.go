@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -38,7 +39,7 @@ func (d *Delay) newSpreader(ctx context.Context) *groupcommit.Batcher[*spreading
 		}
 		return len(batch) < envelope.MaxWorks && size <= envelope.MaxBytes
 	}
-	return groupcommit.New(fits, func(batch []*spreading) []error { return d.spread(context.WithoutCancel(ctx), batch) })
+	return groupcommit.New(fits, func(batch []*spreading) []error { return d.spread(context.WithoutCancel(ctx), batch) }).Linger(time.Millisecond)
 }
 
 // SpreadThen makes w due at its NextAt or, with others that come at the same time, a little later, unless takeAway is
@@ -55,7 +56,7 @@ func (d *Delay) SpreadThen(w notification.Work, spread func(takeAway func(contex
 }
 
 func (d *Delay) spread(ctx context.Context, batch []*spreading) []error {
-	n := &safetyNet{shard: notification.ShardOf(batch[0].work.Route.IsolationKey)} // the others' claims do not mind whose shard it is
+	n := &safetyNet{shard: netShard(batch[0].work)}
 	n.subject = envelope.DelaySubject(n.shard, randomID())
 	n.left.Store(int32(len(batch))) //nolint:gosec // at most envelope.MaxWorks
 	works, due := make([]notification.Work, len(batch)), batch[0].work.NextAt
@@ -76,10 +77,19 @@ func (d *Delay) spread(ctx context.Context, batch []*spreading) []error {
 	return slices.Repeat([]error{err}, len(batch))
 }
 
-// takeAway removes a net with its last member. One that stays comes due, and is refused.
+// netShard is a shard of the first retry stream: the claims of a net's members do not mind whose shard brings it.
+func netShard(w notification.Work) int {
+	return notification.ShardOf(w.Route.IsolationKey) / envelope.RetryStreams * envelope.RetryStreams
+}
+
+// takeAway removes a net with its last member, when the next one is through: a stream that becomes empty gives up its file
+// and begins another, which costs more than all the rest of a net. What stays comes due, and is refused.
 func (d *Delay) takeAway(ctx context.Context, n *safetyNet) {
-	if n.left.Add(-1) == 0 {
-		_ = d.purge(ctx, n.shard, n.subject)
+	if n.left.Add(-1) > 0 {
+		return
+	}
+	if before := d.through.Swap(n); before != nil {
+		_ = d.purge(ctx, before.shard, before.subject)
 	}
 }
 

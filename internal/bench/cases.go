@@ -20,6 +20,7 @@ import (
 type kind struct {
 	scene   string // empty: payout, which is async
 	unary   bool
+	client  bool // through the Go client, as a payment service would
 	sink    rig.SinkConfig
 	tls     bool
 	dead    float64 // share of the traffic that goes to merchants who refuse connections
@@ -32,6 +33,8 @@ func kinds() map[string]kind {
 		"batch":        {},
 		"unary":        {unary: true},
 		"sync":         {unary: true, scene: "scan"},
+		"unary-client": {unary: true, client: true},
+		"sync-client":  {unary: true, client: true, scene: "scan"},
 		"batch-synced": {args: []string{"--sync-always"}},
 		"batch-ledger": {persist: notifydv1.Persist_PERSIST_LEDGER},
 		"tls13":        {tls: true},
@@ -71,7 +74,7 @@ func measureCases(ctx context.Context, s settings, dir string, out *results) err
 	fmt.Printf("%-13s %9s %6s %9s %7s %5s | %8s %8s %7s %7s | %6s %7s %9s %6s %6s %7s | %6s %6s | %s\n", "case", "merchants", "bytes", "rows", "queues", "nodes",
 		"floor/s", "pipe/s", "ans p50", "p99", "floor", "engine", "postgres", "sink", "load", "all", "ratio", "worst", "engine MiB (most)")
 	if s.cases == "all" {
-		s.cases = "batch,unary,sync,tls13,newconn,dead,batch-synced,batch-ledger"
+		s.cases = "batch,unary-client,unary,sync-client,sync,tls13,newconn,dead,batch-synced,batch-ledger"
 	}
 	for name := range strings.SplitSeq(s.cases, ",") {
 		k, ok := kinds()[name]
@@ -187,7 +190,7 @@ func start(ctx context.Context, s settings, k kind, sh shape, dir string) (b *be
 	if b.floor, err = rig.StartFloor(ctx, rig.FloorConfig{URL: b.sink.URL + "/floor/0", CA: b.sink.CA, Size: sh.Bytes}); err != nil {
 		return b, stop, err
 	}
-	if b.load, err = rig.StartLoad(ctx, rig.LoadConfig{Intakes: b.engine.Intakes}); err != nil {
+	if b.load, err = rig.StartLoad(ctx, rig.LoadConfig{Intakes: b.engine.Intakes, Client: k.client}); err != nil {
 		return b, stop, err
 	}
 	return b, stop, b.rest(ctx)

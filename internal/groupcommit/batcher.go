@@ -1,10 +1,11 @@
-// Package groupcommit makes one commit of whatever came while the commit before was under way: no timer, no added
-// latency when there is little to do, large batches when there is much.
+// Package groupcommit makes one commit of whatever came while the commit before was under way: no added latency when there
+// is little to do, large batches when there is much.
 package groupcommit
 
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // Batcher collects items and commits them together. Commits of one batcher never overlap.
@@ -12,6 +13,10 @@ type Batcher[T any] struct {
 	commit  func([]T) []error
 	fits    func(batch []T, next T) bool
 	running sync.WaitGroup
+
+	linger time.Duration
+	last   int       // size of the last batch
+	lastAt time.Time // when it was committed
 
 	mu      sync.Mutex
 	waiting []entry[T]
@@ -27,6 +32,23 @@ type entry[T any] struct {
 // item belongs into the batch.
 func New[T any](fits func(batch []T, next T) bool, commit func([]T) []error) *Batcher[T] {
 	return &Batcher[T]{commit: commit, fits: fits}
+}
+
+// Linger makes a batcher wait for company before a commit, while there is some: when the batch before had several items and
+// was committed a moment ago. It is called before the first Add.
+func (b *Batcher[T]) Linger(d time.Duration) *Batcher[T] {
+	b.linger = d
+	return b
+}
+
+// lately is for how many lingers a batch of several speaks for the next one.
+const lately = 10
+
+func (b *Batcher[T]) awaitCompany() {
+	if b.linger > 0 && b.last > 1 && time.Since(b.lastAt) < lately*b.linger {
+		timer := time.NewTimer(b.linger)
+		<-timer.C
+	}
 }
 
 // AtMost is a fits function that bounds the number of items.
@@ -73,11 +95,13 @@ func (b *Batcher[T]) Wait() { b.running.Wait() }
 func (b *Batcher[T]) run() {
 	defer b.running.Done()
 	for {
+		b.awaitCompany()
 		batch, items := b.next()
 		if len(batch) == 0 {
 			return
 		}
 		errs := b.commit(items)
+		b.last, b.lastAt = len(batch), time.Now()
 		for i, e := range batch {
 			if errs == nil {
 				e.done(nil)
