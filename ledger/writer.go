@@ -208,8 +208,8 @@ const patientTimes = 3
 type linger struct {
 	each  time.Duration // negative: not at all
 	busy  bool
-	until time.Time     // zero: nothing is in the batch yet
-	timer *time.Timer   // nil: not needed yet
+	until time.Time   // zero: nothing is in the batch yet
+	timer *time.Timer // nil: not needed yet
 }
 
 func newLinger(each time.Duration, busy bool) *linger { return &linger{each: each, busy: busy} }

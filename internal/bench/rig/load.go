@@ -132,9 +132,9 @@ func (l *loader) call(s Slot) error {
 		}
 		return err
 	}
-	client := l.clients[at]
+	rpc := l.clients[at]
 	for began := time.Now(); ; {
-		again, err := l.submit(client, wanted, classes)
+		again, err := l.submit(rpc, wanted, classes)
 		if err != nil || len(again) == 0 {
 			return err
 		}
@@ -158,10 +158,10 @@ func (l *loader) call(s Slot) error {
 }
 
 // submit makes one call. It returns the places of those for which there was no room.
-func (l *loader) submit(client notifydv1connect.NotificationServiceClient, wanted []*notifydv1.Notification, classes []string) (again []int, err error) {
+func (l *loader) submit(rpc notifydv1connect.NotificationServiceClient, wanted []*notifydv1.Notification, classes []string) (again []int, err error) {
 	var in []int
 	if len(wanted) == 1 {
-		_, err := client.Submit(context.Background(), connect.NewRequest(&notifydv1.SubmitRequest{Notification: wanted[0]}))
+		_, err := rpc.Submit(context.Background(), connect.NewRequest(&notifydv1.SubmitRequest{Notification: wanted[0]}))
 		switch {
 		case err == nil:
 			in = []int{0}
@@ -171,7 +171,7 @@ func (l *loader) submit(client notifydv1connect.NotificationServiceClient, wante
 			return nil, err
 		}
 	} else {
-		res, err := client.SubmitBatch(context.Background(), connect.NewRequest(&notifydv1.SubmitBatchRequest{Notifications: wanted}))
+		res, err := rpc.SubmitBatch(context.Background(), connect.NewRequest(&notifydv1.SubmitBatchRequest{Notifications: wanted}))
 		if err != nil && !noRoom(connect.CodeOf(err).String()) {
 			return nil, err
 		}
