@@ -75,6 +75,9 @@ func (l *Postgres) search(ctx context.Context, read func(context.Context, pgx.Tx
 
 func clampPage(size int) int { return min(max(size, 1), MaxPage) }
 
+// pageAndOne bounds a limit of somebody who reads one more than a page, to see whether more follow.
+func pageAndOne(limit int) int { return min(max(limit, 1), MaxPage+1) }
+
 // cutPage takes off the one row that was read to see whether more follow.
 func cutPage(page []*notification.Notification, size int) ([]*notification.Notification, Cursor) {
 	if len(page) <= size {

@@ -58,7 +58,7 @@ func (s *memorySettings[T]) since(ctx context.Context, version int64) ([]*T, err
 func (s *memorySettings[T]) list(ctx context.Context, after string, limit int) ([]*T, error) {
 	found, err := s.find(ctx, func(f settingsFields) bool { return *f.id > after })
 	slices.SortFunc(found, func(a, b *T) int { return cmp.Compare(*s.fields(a).id, *s.fields(b).id) })
-	return found[:min(clampPage(limit), len(found))], err
+	return found[:min(pageAndOne(limit), len(found))], err
 }
 
 func (s *memorySettings[T]) get(ctx context.Context, id string) (*T, error) {

@@ -71,7 +71,7 @@ func (s *settingsTable[T]) since(ctx context.Context, version int64) ([]*T, erro
 
 // list is a page in the order of ids.
 func (s *settingsTable[T]) list(ctx context.Context, after string, limit int) ([]*T, error) {
-	return s.read(ctx, `where id collate "C" > $1 order by id collate "C" limit $2`, after, clampPage(limit))
+	return s.read(ctx, `where id collate "C" > $1 order by id collate "C" limit $2`, after, pageAndOne(limit))
 }
 
 // get is one, or ErrNotFound.
