@@ -156,6 +156,8 @@ func (p *pass) start(ctx context.Context, r resting) bool {
 		p.giveBack()
 		if deferred {
 			p.hand.Leave(item, errStaysInOwnQueue)
+		} else {
+			p.letThrough()
 		}
 		p.heed(r, deferred, verdict)
 		select {
@@ -251,12 +253,18 @@ func (p *pass) takeSlot() bool {
 	if p.sending >= p.ramp || p.q.inFlight >= p.capOf(p.q) {
 		return false
 	}
-	if p.q.reason != notification.ReasonQueued {
-		p.q.reason = notification.ReasonBacklog
-	}
 	p.sending++
 	p.Lane.takeSlot(p.q)
 	return true
+}
+
+// letThrough notes that the gate lets the key's attempts through: others wait for nothing but those before them.
+func (p *pass) letThrough() {
+	p.Lane.mu.Lock()
+	defer p.Lane.mu.Unlock()
+	if p.q.reason != notification.ReasonQueued { // its own queue for good
+		p.q.reason = notification.ReasonBacklog
+	}
 }
 
 func (p *pass) giveBack() {

@@ -28,7 +28,7 @@ const restoredEach = 3 // notifications of a group
 // restoreFlags make the sweep quick, and leave own queues to paused merchants.
 var restoreFlags = []string{
 	"--set=callers.required=false", "--set=drain_notice=0s", "--set=egress.allowed_networks=127.0.0.0/8",
-	"--set=retry.sweep_every=200ms", "--set=retry.grace=1s", "--set=dispatcher.gate.consecutive_failures=1000",
+	"--set=retry.sweep_every=200ms", "--set=retry.grace=1s", "--set=dispatcher.gate.consecutive_failures=1000", "--set=dispatcher.gate.least_attempts=100000",
 }
 
 // shops are merchants that answer by the first part of their path, and count what they have acknowledged.
@@ -119,8 +119,17 @@ func (w *world) day(name string, merchants ...string) map[string][]string {
 func (w *world) untilAll(state notifydv1.State, groups ...[]string) {
 	w.t.Helper()
 	ids := slices.Concat(groups...)
+	var first *notifydv1.Notification
+	w.t.Cleanup(func() {
+		if w.t.Failed() && len(ids) > 0 {
+			w.t.Logf("the first of %d that are not %s: %v", len(ids), state, first)
+		}
+	})
 	eventually(w.t, fmt.Sprintf("%d notifications are %s", len(ids), state), func() bool {
 		ids = slices.DeleteFunc(ids, func(id string) bool { return w.get(id).Notification.State == state })
+		if len(ids) > 0 {
+			first = w.get(ids[0]).Notification
+		}
 		return len(ids) == 0
 	})
 }

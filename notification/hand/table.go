@@ -124,13 +124,10 @@ func (t *Table) Settle(ctx context.Context, id notification.ID) bool {
 		return true
 	}
 	item.mu.Lock()
-	if item.settled == nil || item.work.Claim { // the ledger, which grants its attempt, knows best
+	if item.settled == nil || item.phase != sent {
+		ledgers := item.settled == nil || item.work.Claim // the ledger, which grants its attempt, knows best
 		item.mu.Unlock()
-		return true
-	}
-	if item.phase != sent {
-		item.mu.Unlock()
-		return false
+		return ledgers
 	}
 	if item.left == nil {
 		item.left = make(chan struct{})
