@@ -40,18 +40,29 @@ func (l *Ledger) Claim(ctx context.Context, c ledger.Claim) (ledger.ClaimVerdict
 	if !errors.Is(err, ledger.ErrAway) {
 		return given.verdict, given.until, err
 	}
-	if known, _, err := l.elsewhere(ctx, c.ID); err != nil {
+	here, _, err := l.elsewhere(ctx, c.ID)
+	if err != nil {
 		return 0, time.Time{}, fmt.Errorf("claim %s: %w: %w", c.ID, ledger.ErrAway, err)
-	} else if known != nil && isStale(known.Progress, c) {
-		return ledger.ClaimStale, time.Time{}, nil
 	}
-	if before, ok := l.recent.get(c.ID); ok && before.Known.Generation > 0 && isStale(before.Known, c) {
+	before, _ := l.recent.get(c.ID)
+	known := here != nil || before.Known.Generation > 0
+	switch {
+	case here != nil && isStale(here.Progress, c), before.Known.Generation > 0 && isStale(before.Known, c), c.OnlyLapsed: // of the last nobody can tell
 		return ledger.ClaimStale, time.Time{}, nil
-	}
-	if c.OnlyLapsed { // nobody can tell
-		return ledger.ClaimStale, time.Time{}, nil
+	case !known && l.mayBeOnRecord(c):
+		return ledger.ClaimBehind, time.Time{}, nil
 	}
 	return ledger.ClaimGranted, c.Until, nil
+}
+
+// guessAfter is how long Postgres may have been away before a claim is granted of which only Postgres would know that it is
+// void: another node, or this one before a crash, may have put an outcome on record there. Mostly Postgres is back by then.
+const guessAfter = 15 * time.Second
+
+// mayBeOnRecord reports whether Postgres, which has not been away for long, may have a record that voids a claim.
+func (l *Ledger) mayBeOnRecord(c ledger.Claim) bool {
+	away, since := l.away.Since()
+	return !away || c.AcceptedAt.Before(since) && time.Since(since) < guessAfter // not away: it only did not answer just now
 }
 
 // isStale says whether a record makes a claim void: it has moved on, or is final.

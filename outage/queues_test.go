@@ -140,7 +140,7 @@ func TestWhatNATSDoesNotTakeBecomesARow(t *testing.T) {
 						continue
 					}
 					due := at.Add(tc.due)
-					if what == "delay" {
+					if what != "accept" && what != "now" {
 						due = n.NextAt
 					}
 					r := rows.rows[0]

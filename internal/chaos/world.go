@@ -41,7 +41,7 @@ const ofDisk = 8
 func quick() []string {
 	return []string{
 		"--set=egress.total_timeout=1500ms", "--set=egress.grace=500ms", "--set=dispatcher.attempt_bound=3s", "--set=dispatcher.gate.claim_for=4s",
-		"--set=dispatcher.gate.open_for=200ms", "--set=async.ack_wait=3s", "--set=retry.grace=4s", "--set=retry.sweep_every=500ms",
+		"--set=dispatcher.gate.open_for=200ms", "--set=dispatcher.gate.open_at_most=400ms", "--set=async.ack_wait=3s", "--set=retry.grace=4s", "--set=retry.sweep_every=500ms",
 	}
 }
 
