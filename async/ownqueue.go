@@ -27,6 +27,7 @@ func (l *Lane) Wake(merchantID string) {
 	for _, q := range l.queues {
 		if q.resting && q.merchantID == merchantID {
 			q.wakeAt = time.Time{}
+			q.woken++
 			q.nudge()
 		}
 	}
@@ -45,7 +46,7 @@ func (l *Lane) drain(ctx context.Context, q *merchantQueue) {
 	ramp := 1
 	for l.restUntilWake(ctx, q) {
 		l.mu.Lock()
-		movedBefore := q.moved
+		movedBefore, wokenBefore := q.moved, q.woken
 		l.mu.Unlock()
 		p := newPass(l, q, ramp)
 		err := p.run(ctx)
@@ -57,7 +58,7 @@ func (l *Lane) drain(ctx context.Context, q *merchantQueue) {
 		case p.reason != "":
 			ramp = 1
 			l.because(q, p.reason)
-			l.postpone(q, p.until)
+			l.postponeUnlessWoken(q, p.until, wokenBefore)
 		case p.found == 0:
 			if l.returnToShards(q, movedBefore) {
 				return
@@ -121,6 +122,16 @@ func (l *Lane) postpone(q *merchantQueue, until time.Time) {
 		until = time.Now().Add(longestRest)
 	}
 	q.wakeAt = until
+}
+
+// postponeUnlessWoken is postpone after a deferral, unless somebody has said since that it is worth asking again.
+func (l *Lane) postponeUnlessWoken(q *merchantQueue, until time.Time, wokenBefore uint64) {
+	l.mu.Lock()
+	woken := q.woken != wokenBefore
+	l.mu.Unlock()
+	if !woken {
+		l.postpone(q, until)
+	}
 }
 
 // returnToShards ends the own queue, unless something arrived meanwhile or is on its way.

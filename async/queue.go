@@ -33,6 +33,7 @@ type merchantQueue struct {
 	moving   int                 // as many
 	mover    bool                // somebody takes them there
 	moved    uint64              // arrivals that got there, ever
+	woken    uint64              // how often somebody said that it is worth asking again
 	overflow overflow
 	wakeAt   time.Time // no use in draining earlier
 	wake     chan struct{}
