@@ -110,7 +110,7 @@ func TestConfigValidate(t *testing.T) {
 	for want, change := range map[string]func(*ledger.Config){
 		"url":         func(c *ledger.Config) { c.URL = "" },
 		"writers":     func(c *ledger.Config) { c.Writers = -1 },
-		"max_conns":   func(c *ledger.Config) { c.MaxConns = 3 },
+		"max_conns":   func(c *ledger.Config) { c.MaxConns = 2 },
 		"batch_rows":  func(c *ledger.Config) { c.BatchRows = 1_000_000 },
 		"linger":      func(c *ledger.Config) { c.Linger = 1 << 40 },
 		"retention":   func(c *ledger.Config) { c.Retention = 1 },

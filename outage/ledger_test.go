@@ -398,9 +398,10 @@ func TestStreamsComeBackAndPoisonIsSetAsideOnce(t *testing.T) {
 		return err == nil
 	})
 	for _, subject := range []string{envelope.SpillSubject(newID()), envelope.ReservedSubject(newID())} {
-		if _, err := js.Publish(t.Context(), subject, []byte("poison")); err != nil {
-			t.Fatal(err)
-		}
+		scenario.Within(t, 10*time.Second, "the stream takes messages", func() bool {
+			_, err := js.Publish(t.Context(), subject, []byte("poison"))
+			return err == nil
+		})
 	}
 	node.toPostgres.Pass(t)
 	node.awaitBack(t)
