@@ -2,7 +2,9 @@ package egress
 
 import (
 	"bufio"
+	"errors"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -45,8 +47,22 @@ func (c *conn) Read(p []byte) (int, error) {
 }
 
 // hungUp reports whether the merchant has closed the connection, or has said something that nobody asked for, as far as
-// the kernel knows by now. Over TLS the latter is in order.
+// the kernel knows by now. Over TLS the latter may be in order: see speaksUnasked.
 func (c *conn) hungUp() bool { return c.wire.hungUp(c.tlsWords == "") }
+
+// unaskedWait is how long TLS may take to read what has arrived already.
+const unaskedWait = time.Millisecond
+
+// speaksUnasked reports whether a kept connection over TLS has an answer that nobody asked for: the next request must not
+// take it for its own. Tickets and the like, which are in order, are read on the way.
+func (c *conn) speaksUnasked() bool {
+	if c.tlsWords == "" || !c.wire.hungUp(true) {
+		return false
+	}
+	_ = c.SetReadDeadline(time.Now().Add(unaskedWait)) // else the read below says so
+	_, err := c.Conn.Read(make([]byte, 1))
+	return !errors.Is(err, os.ErrDeadlineExceeded)
+}
 
 // lastWord is why the merchant has closed the connection. In TLS 1.3 a server judges the client's certificate after the
 // client's part of the handshake is over.

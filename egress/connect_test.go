@@ -86,7 +86,7 @@ func TestSendLocalPorts(t *testing.T) {
 	}
 }
 
-// The merchant closed the idle connection and net/http has noticed: the next attempt takes a new one.
+// The merchant closed the idle connection: the next attempt takes a new one.
 func TestSendIdleConnectionClosed(t *testing.T) {
 	m := play(t, once(okAnswer))
 	c := newClient(t, nil)
@@ -99,8 +99,8 @@ func TestSendIdleConnectionClosed(t *testing.T) {
 	}
 }
 
-// The same, but net/http is late: the write itself finds out, nothing leaves, and a new connection carries the request.
-// A whole pool of such connections is passed over.
+// A look before the write finds out that it is closed: nothing leaves, and a new connection carries the request. A whole
+// pool of such connections is passed over.
 func TestSendDeadPool(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("hungUp looks only on linux")
@@ -213,6 +213,67 @@ func TestSendWriteTimeout(t *testing.T) {
 	check(t, a, want{notification.OutcomeUnconfirmed, notification.ReasonWriteTimeout, 1})
 	if a.Took > 3*time.Second {
 		t.Errorf("took %v: crypto/tls waited for its farewell", a.Took)
+	}
+}
+
+// An answer that nobody asked for is not the next request's: that one takes another connection.
+func TestSendUnaskedAnswer(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("hungUp looks only on linux")
+	}
+	cert, roots := certificate(t)
+	for name, secure := range map[string]func(part) part{
+		"plain": func(p part) part { return p },
+		"TLS":   func(p part) part { return overTLS(&tls.Config{Certificates: []tls.Certificate{cert}}, p) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			speak, spoke := make(chan struct{}), make(chan struct{})
+			m := play(t, secure(func(s *side) {
+				s.read()
+				s.say(okAnswer)
+				<-speak
+				s.say(okAnswer)
+				close(spoke)
+				s.hold()
+			}), secure(answers("HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")))
+			c := newClient(t, func(c *Config) { c.Roots = roots })
+			url := m.url()
+			if name == "TLS" {
+				url = "https://" + m.addr + "/notify"
+			}
+			check(t, c.Send(t.Context(), callTo(url, payload)), delivered)
+			close(speak)
+			<-spoke
+			check(t, c.Send(t.Context(), callTo(url, payload)), want{notification.OutcomeRetryable, notification.ReasonHTTPServerError, 1})
+			if n := m.connections(); n != 2 {
+				t.Errorf("%d connections, want 2", n)
+			}
+		})
+	}
+}
+
+// One connection serves one attempt after another, session tickets or not.
+func TestSendKeepsConnections(t *testing.T) {
+	cert, roots := certificate(t)
+	for name, script := range map[string][]part{
+		"http":  {answers(okAnswer)},
+		"https": {overTLS(&tls.Config{Certificates: []tls.Certificate{cert}}, answers(okAnswer))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := play(t, script...)
+			c := newClient(t, func(c *Config) { c.Roots = roots })
+			connects := 0
+			for range 5 {
+				a := c.Send(t.Context(), callTo(name+"://"+m.addr+"/notify", payload))
+				connects += a.Connects
+				if a.Outcome != notification.OutcomeDelivered {
+					t.Errorf("%v %v: %s", a.Outcome, a.Reason, a.Detail)
+				}
+			}
+			if n := m.connections(); n != 1 || connects != 1 {
+				t.Errorf("%d connections, %d on record, want one", n, connects)
+			}
+		})
 	}
 }
 

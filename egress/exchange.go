@@ -71,11 +71,11 @@ func (c *Client) finish(l *leg, resp *http.Response, complete bool) {
 
 // roundTrip writes the request and reads the answer's head.
 func (l *leg) roundTrip(c *Client, o *order) (*http.Response, error) {
+	if l.conn.hungUp() || l.reused && l.conn.speaksUnasked() {
+		return nil, l.conn.lastWord() // P6: proven unsent
+	}
 	if err := l.conn.SetDeadline(l.end); err != nil {
 		return nil, err
-	}
-	if l.conn.hungUp() {
-		return nil, l.conn.lastWord() // P6: proven unsent
 	}
 	written := l.write(c, o)
 	if written == nil {

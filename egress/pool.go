@@ -93,18 +93,32 @@ func (p *pool) leave(origin string, left []*conn) {
 
 // sweep closes what is too old, and what its merchant has closed: its descriptor is of use to others.
 func (p *pool) sweep() {
-	for _, c := range p.expired(time.Now()) {
+	gone := map[*conn]bool{}
+	for _, c := range p.all() { // looked at without the lock: one that is taken meanwhile is looked at by its taker
+		gone[c] = c.hungUp()
+	}
+	for _, c := range p.expired(time.Now(), gone) {
 		_ = c.Close()
 	}
 }
 
-func (p *pool) expired(now time.Time) (expired []*conn) {
+func (p *pool) all() (all []*conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, of := range p.idle {
+		all = append(all, of...)
+	}
+	return all
+}
+
+// expired takes out what is too old, or gone.
+func (p *pool) expired(now time.Time, gone map[*conn]bool) (expired []*conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for origin, of := range p.idle {
 		kept := of[:0]
 		for _, c := range of {
-			if now.Sub(c.idleSince) > p.keep || c.hungUp() {
+			if gone[c] || now.Sub(c.idleSince) > p.keep {
 				expired = append(expired, c)
 			} else {
 				kept = append(kept, c)

@@ -1,20 +1,16 @@
 package ledger
 
 import (
-	"bytes"
-	"context"
 	"encoding/binary"
-	"strings"
 	"sync"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"notifyd/notification"
 )
 
-// rows are encoded as COPY's binary format wants them. pgx's own CopyFrom takes each value as an interface: with 80
-// columns for a notification and its attempt that was most of what the writers cost.
+// rows are encoded as COPY's binary format wants them, inside the messages that carry them, see copyIn. pgx's own CopyFrom
+// takes each value as an interface: with 80 columns for a notification and its attempt that was most of what the writers
+// cost.
 type rows struct {
 	buf   []byte
 	count int
@@ -25,6 +21,12 @@ var (
 	copyHeader  = []byte("PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00")
 	copyTrailer = []byte{0xff, 0xff}
 	nullValue   = []byte{0xff, 0xff, 0xff, 0xff}
+)
+
+// The messages around it, see "Message Formats" there: CopyData, with room for its length, and CopyDone.
+var (
+	copyData = []byte{'d', 0, 0, 0, 0}
+	copyDone = []byte{'c', 0, 0, 0, 4}
 )
 
 // postgresEpoch is 2000-01-01, from which Postgres counts microseconds.
@@ -38,7 +40,7 @@ func newRows() *rows {
 	if !ok { // cannot be: nothing else is in there
 		r = &rows{}
 	}
-	r.buf, r.count = append(r.buf[:0], copyHeader...), 0
+	r.buf, r.count = append(append(r.buf[:0], copyData...), copyHeader...), 0
 	return r
 }
 
@@ -113,12 +115,10 @@ func (r *rows) instants(values ...time.Time) {
 	}
 }
 
-// copyTo sends the rows, once; none at all is fine.
-func (r *rows) copyTo(ctx context.Context, tx pgx.Tx, table string, columns []string) error {
-	if r.count == 0 {
-		return nil
-	}
+// messages ends the rows: nothing may be added any more.
+func (r *rows) messages() []byte {
 	r.buf = append(r.buf, copyTrailer...)
-	_, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(r.buf), "copy "+table+" ("+strings.Join(columns, ", ")+") from stdin binary")
-	return err
+	binary.BigEndian.PutUint32(r.buf[1:], uint32(len(r.buf)-1)) //nolint:gosec // a batch is bounded
+	r.buf = append(r.buf, copyDone...)
+	return r.buf
 }

@@ -15,8 +15,7 @@ import (
 	"notifyd/notification"
 )
 
-// store writes a batch in one transaction: what is new by COPY, the rest as an upsert, attempts by COPY. careful takes
-// nothing for granted: everything goes through upserts.
+// store writes a batch in one transaction. careful takes nothing for granted: everything goes through upserts.
 func (l *Postgres) store(ctx context.Context, batch []*pending, careful bool) error {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.BatchTimeout)
 	defer cancel()
@@ -28,8 +27,48 @@ func (l *Postgres) store(ctx context.Context, batch []*pending, careful bool) er
 			return err
 		}
 	}
+	var err error
+	if !careful && allNew(batch) {
+		err = l.storeNew(ctx, batch)
+	} else {
+		err = l.storeKnown(ctx, batch, careful)
+	}
+	if err != nil {
+		return err
+	}
+	return faults.After(faults.Record)
+}
+
+// allNew reports whether nothing has to be asked or changed but what the batch brings: the records come straight from
+// reservations of this node's own, each has no row yet, and none stands in a line.
+func allNew(batch []*pending) bool {
+	seen := make(map[notification.ID]struct{}, len(batch))
+	for _, p := range batch {
+		seen[p.Notification.ID] = struct{}{}
+		if !p.New || p.Unreserved {
+			return false
+		}
+	}
+	return len(seen) == len(batch) && len(moving(batch)) == 0
+}
+
+// storeNew is what almost every batch of a healthy day takes: one round trip.
+func (l *Postgres) storeNew(ctx context.Context, batch []*pending) error {
+	conn, err := l.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	r := l.encode(batch, false)
+	defer r.release()
+	return copyIn(ctx, conn.Conn().PgConn(),
+		copying{"notifications", writeColumns, r.fresh}, copying{"attempts", attemptColumns, r.attempts})
+}
+
+// storeKnown writes what is new by COPY, the rest as an upsert, attempts by COPY.
+func (l *Postgres) storeKnown(ctx context.Context, batch []*pending, careful bool) error {
 	inLines := moving(batch)
-	err := pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+	return pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
 		if err := lockLines(ctx, tx, linesOf(inLines)); err != nil {
 			return err
 		}
@@ -38,7 +77,7 @@ func (l *Postgres) store(ctx context.Context, batch []*pending, careful bool) er
 		}
 		r := l.encode(batch, careful)
 		defer r.release()
-		if err := r.fresh.copyTo(ctx, tx, "notifications", writeColumns); err != nil {
+		if err := copyIn(ctx, tx.Conn().PgConn(), copying{"notifications", writeColumns, r.fresh}); err != nil {
 			return err
 		}
 		again := false
@@ -57,12 +96,8 @@ func (l *Postgres) store(ctx context.Context, batch []*pending, careful bool) er
 		if careful {
 			return addAttempts(ctx, tx, r.attempts)
 		}
-		return r.attempts.copyTo(ctx, tx, "attempts", attemptColumns)
+		return copyIn(ctx, tx.Conn().PgConn(), copying{"attempts", attemptColumns, r.attempts})
 	})
-	if err != nil {
-		return err
-	}
-	return faults.After(faults.Record)
 }
 
 // batchRows is a batch as rows.
@@ -241,5 +276,5 @@ func copyIncoming(ctx context.Context, tx pgx.Tx, table string, columns []string
 	if err != nil {
 		return err
 	}
-	return r.copyTo(ctx, tx, "incoming_"+table, columns)
+	return copyIn(ctx, tx.Conn().PgConn(), copying{"incoming_" + table, columns, r})
 }
