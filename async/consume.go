@@ -141,7 +141,7 @@ func (l *Lane) open(ctx context.Context, msg jetstream.Msg, handedOut time.Time)
 	if !isDue {
 		m.shardSeq = meta.Sequence.Stream
 		if meta.NumDelivered == 1 {
-			l.fresh.came(time.Now(), meta.Timestamp)
+			defer l.fresh.come(l.shardOf(works[0]), time.Now(), meta.Timestamp)()
 		}
 	} else {
 		l.letFreshGoFirst(ctx)

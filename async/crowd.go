@@ -2,6 +2,7 @@ package async
 
 import (
 	"context"
+	"math"
 	"sync/atomic"
 	"time"
 )
@@ -10,7 +11,7 @@ import (
 // slot and nothing is sent; when the engine has too much to do, what waits belongs to keys of which much is sent, and more
 // waits. So a key adds to the crowd what it has waiting, but no more than was sent of it lately: one that hangs adds
 // nothing, however many of them there are. Nothing is taken while the crowd is half of all that was sent lately (P10): own
-// queues would cost the most when there is least to spend.
+// queues would cost the most when there is least to spend. What is in them already counts while the processor is the limit.
 type crowd struct {
 	waiting atomic.Int64 // over all keys, see Lane.recount
 	most    atomic.Int64 // as many may wait
@@ -32,7 +33,11 @@ func (c *crowd) calm() bool { return c.waiting.Load() < max(fewestWaiting, c.mos
 
 // recount brings up to date what a key adds to the crowd. Lane.mu is held.
 func (l *Lane) recount(q *merchantQueue) {
-	adds := min(q.waiting.len, q.sentLately(), crowdShare)
+	waiting := q.waiting.len
+	if q.resting && l.strained() {
+		waiting = crowdShare
+	}
+	adds := min(waiting, q.sentLately(), crowdShare)
 	l.crowd.waiting.Add(int64(adds - q.crowds))
 	q.crowds = adds
 }
@@ -77,7 +82,10 @@ const crowdPatience = 4
 
 // patienceWith is how long a key may wait before it gets its own queue. Lane.mu is held.
 func (l *Lane) patienceWith(q *merchantQueue) time.Duration {
-	if q.waiting.len < crowdShare && q.crowds > 0 && !l.crowd.calm() {
+	switch {
+	case l.late(): // what has been sent waits for the ledger, and keeps its slot
+		return math.MaxInt64
+	case q.waiting.len < crowdShare && q.crowds > 0 && !l.crowd.calm():
 		return crowdPatience * l.cfg.Patience
 	}
 	return l.cfg.Patience

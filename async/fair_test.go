@@ -2,6 +2,8 @@ package async
 
 import (
 	"fmt"
+	"math"
+	"runtime/metrics"
 	"slices"
 	"strconv"
 	"strings"
@@ -183,12 +185,58 @@ func TestFreshIsLate(t *testing.T) {
 	if f.isLate(now) {
 		t.Error("nothing was taken yet")
 	}
-	f.came(now, now.Add(-time.Second))
-	if !f.isLate(now) || f.isLate(now.Add(freshFor)) {
+	taken := f.come(1, now, now.Add(-time.Second))
+	if !f.isLate(now) || !f.isLate(now.Add(time.Minute)) {
+		t.Error("not late while it is being taken")
+	}
+	if taken(); !f.isLate(time.Now()) || f.isLate(time.Now().Add(freshFor)) {
 		t.Error("late now, and not known later")
 	}
-	if f.came(now, now.Add(-time.Millisecond)); f.isLate(now) {
+	now = time.Now()
+	if taken = f.come(1, now, now.Add(-time.Millisecond)); f.isLate(now) {
 		t.Error("in time")
+	}
+	taken()
+}
+
+// An engine is behind when most shards are, with what came since it began.
+func TestFreshIsBehind(t *testing.T) {
+	var f fresh
+	began := time.Now()
+	now := began.Add(time.Minute)
+	if f.behind(now, began) {
+		t.Error("nothing was taken yet")
+	}
+	f.come(1, now, now.Add(-2*behindAfter))
+	f.come(2, now, now.Add(-time.Millisecond))
+	if f.behind(now, began) {
+		t.Error("one of two shards is late")
+	}
+	f.come(3, now, now.Add(-2*behindAfter))
+	if !f.behind(now, began) {
+		t.Error("two of three shards are late")
+	}
+	f.come(3, now, began.Add(-time.Second))
+	if f.behind(now, began) {
+		t.Error("one of them is late with what was there before")
+	}
+}
+
+// Half of what waited for the processor since the last look waited no longer.
+func TestMedianWait(t *testing.T) {
+	waits := &metrics.Float64Histogram{Buckets: []float64{math.Inf(-1), 0, 0.001, 0.010, math.Inf(1)}, Counts: []uint64{0, 100, 30, 20}}
+	for _, c := range []struct {
+		before []uint64
+		want   time.Duration
+	}{
+		{[]uint64{0, 0, 0, 0}, 0},
+		{[]uint64{0, 100, 0, 0}, time.Millisecond},
+		{[]uint64{0, 100, 20, 0}, 10 * time.Millisecond},
+		{[]uint64{0, 100, 30, 20}, 0}, // nothing came
+	} {
+		if got := median(waits, c.before); got != c.want {
+			t.Errorf("since %v: %s, want %s", c.before, got, c.want)
+		}
 	}
 }
 
@@ -249,4 +297,35 @@ func TestDrainAtTheMerchantsRate(t *testing.T) {
 		t.Errorf("asked %d times for 200", asked.Load())
 	}
 	once(t, n, works)
+}
+
+// While the ledger does not keep up nothing more is accepted, and what waits for it is no merchant's fault: nobody gets an
+// own queue, which would only give the ledger more to write (P10).
+func TestLateLedgerIsNobodysFault(t *testing.T) {
+	n := newNode(t)
+	n.cfg.Patience = 50 * time.Millisecond
+	var late atomic.Bool
+	late.Store(true)
+	l := n.laneWith(t, func(p *Parts) { p.Late = late.Load })
+	release := make(chan struct{})
+	n.sending = func(notification.Work) { <-release }
+	run(t, l, 10*time.Second)
+	var works []notification.Work
+	for i := range 30 {
+		works = append(works, n.work(strconv.Itoa(i), "slow"))
+	}
+	accept(t, l, works...)
+	scenario.Within(t, 10*time.Second, "some wait", func() bool { return l.Stats().Waiting > 0 })
+	for range 10 { // twenty times the patience
+		<-time.After(2 * n.cfg.Patience)
+		if s := l.Stats(); s.OwnQueues > 0 || s.Waiting == 0 || !l.Full() {
+			t.Fatalf("%d own queues, %d wait, full: %v", s.OwnQueues, s.Waiting, l.Full())
+		}
+	}
+	if late.Store(false); l.Full() {
+		t.Error("full, and the ledger keeps up")
+	}
+	scenario.Within(t, 10*time.Second, "whoever is slow gets its own queue", func() bool { return l.Stats().OwnQueues == 1 })
+	close(release)
+	scenario.Within(t, 20*time.Second, "all are sent", func() bool { return n.count() == len(works) })
 }

@@ -156,6 +156,7 @@ type Lane struct {
 	spread  int
 	due     Due // nil: nothing is taken from the ledger
 	away    func() bool
+	late    func() bool
 	recall  Recall // nil: nobody is told
 	log     *zap.Logger
 	clock   func() time.Time // monotonic: for holds
@@ -164,6 +165,7 @@ type Lane struct {
 	room       chan struct{} // one token for each notification in hand that a message, or a row, brought
 	dueRoom    chan struct{} // and one for each of them that had come due
 	fresh      fresh
+	strain     *strain
 	arrivals   atomic.Uint64
 	movingIn   [notification.Shards]atomic.Int32 // notifications on their way to own queues
 	crowd      crowd
@@ -215,6 +217,8 @@ type Parts struct {
 	// Away says that NATS does not answer; nil: it always does. Then Due is asked for what to send; nil: nothing is sent.
 	Away func() bool
 	Due  Due
+	// Late says that the ledger does not keep up with what is recorded; nil: it always does.
+	Late func() bool
 	// Recall is told of each stream that had to be made again; nil: nobody is.
 	Recall Recall
 }
@@ -226,9 +230,9 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Lane, error) {
 	}
 	l := &Lane{
 		cfg: cfg, js: parts.JetStream, deliver: parts.Deliverer, memory: parts.Memory, delay: parts.Delayer,
-		hand: parts.Hand, limits: parts.Limits, owned: parts.Shards, due: parts.Due, away: parts.Away, recall: parts.Recall,
+		hand: parts.Hand, limits: parts.Limits, owned: parts.Shards, due: parts.Due, away: parts.Away, late: parts.Late, recall: parts.Recall,
 		log: parts.Log, clock: time.Now, started: time.Now(), crashed: parts.Crashed,
-		room: make(chan struct{}, cfg.InHand), dueRoom: make(chan struct{}, max(1, cfg.InHand/2)), pacing: newPacing(), queues: map[string]*merchantQueue{}, ready: make(chan struct{}),
+		room: make(chan struct{}, cfg.InHand), strain: newStrain(), dueRoom: make(chan struct{}, max(1, cfg.InHand/2)), pacing: newPacing(), queues: map[string]*merchantQueue{}, ready: make(chan struct{}),
 		look: ownLook{keys: map[string]string{}}, stopping: make(chan struct{}), held: map[*message]struct{}{}, acks: map[string]*groupcommit.Batcher[jetstream.Msg]{},
 	}
 	if l.owned == nil {
@@ -239,6 +243,9 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Lane, error) {
 	}
 	if l.limits == nil {
 		l.limits = func(string) Limits { return Limits{} }
+	}
+	if l.late == nil {
+		l.late = func() bool { return false }
 	}
 	if l.away == nil {
 		l.away = func() bool { return false }
@@ -277,9 +284,15 @@ func fitsEnvelope(batch []notification.Work, next notification.Work) bool {
 // fullFor is how long Full says so after a publish was refused: as long as it takes to see how much room there is again.
 const fullFor = 20 * time.Millisecond
 
-// Full reports whether the shards' stream was at its bound a moment ago: whoever would publish now can be refused
-// without trying.
-func (l *Lane) Full() bool { return int64(time.Since(l.started)) < l.fullUntil.Load() }
+// Full reports whether nothing more should be accepted right now (P10): the shards' stream was at its bound a moment ago, or
+// this engine is behind with what it has accepted, because there is too much of it. Accepting is a good part of what a
+// notification costs: an engine that goes on accepting delivers less the more it is given.
+func (l *Lane) Full() bool {
+	return int64(time.Since(l.started)) < l.fullUntil.Load() || l.late() || l.strain.high() && l.fresh.behind(time.Now(), l.started)
+}
+
+// strained reports whether the engine has more to do than it can: then waiting is nobody's fault but its own.
+func (l *Lane) strained() bool { return l.late() || l.strain.high() }
 
 // publish stores one envelope; either every member is durable or none is known to be.
 func (l *Lane) publish(ctx context.Context, subject string, works []notification.Work) []error {

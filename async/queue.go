@@ -259,6 +259,7 @@ func (l *Lane) watch(ctx context.Context) {
 		case <-l.stopping:
 			return
 		case now := <-tick.C:
+			l.strain.look(now)
 			l.mu.Lock()
 			l.measure()
 			l.shareSlow(now)

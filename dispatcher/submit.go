@@ -158,7 +158,7 @@ const roomOverhead = 4 << 10
 
 var (
 	errNoRoom     = errors.New("too much is being accepted at once")
-	errQueuesFull = errors.New("the queues are full")
+	errQueuesFull = errors.New("the queues are full, or the engine is behind with what they hold")
 	errLate       = errors.New("more is submitted than the ledger keeps up with")
 )
 

@@ -200,15 +200,16 @@ func blackHole(t *testing.T) string {
 // A merchant that never reads: the request cannot be written in time. Some of it left.
 func TestSendWriteTimeout(t *testing.T) {
 	m := play(t, func(s *side) { <-s.of.done })
-	c := newClient(t, short)
+	slow := func(c *Config) { short(c); c.TotalTimeout = time.Second } // to connect takes a moment, too
+	c := newClient(t, slow)
 	a := c.Send(t.Context(), callTo(m.url(), make([]byte, 64<<20)))
 	check(t, a, want{notification.OutcomeUnconfirmed, notification.ReasonWriteTimeout, 1})
-	if a.Took > 2*time.Second {
+	if a.Took > 3*time.Second {
 		t.Errorf("took %v", a.Took)
 	}
 	cert, roots := certificate(t)
 	m = play(t, overTLS(&tls.Config{Certificates: []tls.Certificate{cert}}, func(s *side) { <-s.of.done }))
-	c = newClient(t, func(c *Config) { short(c); c.TotalTimeout = time.Second; c.Roots = roots })
+	c = newClient(t, func(c *Config) { slow(c); c.Roots = roots })
 	a = c.Send(t.Context(), callTo("https://"+m.addr, make([]byte, 64<<20)))
 	check(t, a, want{notification.OutcomeUnconfirmed, notification.ReasonWriteTimeout, 1})
 	if a.Took > 3*time.Second {

@@ -24,6 +24,7 @@ type Stats struct {
 type writerCounts struct {
 	records, bytes                       atomic.Int64
 	batches, rows, failures, quarantined atomic.Uint64
+	last                                 atomic.Int64 // when a batch was written last, Unix nanoseconds
 }
 
 func (c *writerCounts) enter(size int64) {
@@ -38,6 +39,7 @@ func (c *writerCounts) leave(size int64) {
 
 func (c *writerCounts) stored(rows int) {
 	c.batches.Add(1)
+	c.last.Store(time.Now().UnixNano())
 	c.rows.Add(uint64(rows)) //nolint:gosec // a length
 }
 
@@ -56,6 +58,28 @@ func (l *Postgres) Stats() Stats {
 		}
 	}
 	return s
+}
+
+const (
+	// lateAfter is how long a record waits at most while Postgres keeps up: a batch takes some ten milliseconds.
+	lateAfter = 300 * time.Millisecond
+	// standsStill is how long it takes a Postgres that is there to write a batch, however much it has to do.
+	standsStill = time.Second
+)
+
+// Late reports whether Postgres writes, and does not keep up with what is recorded: there is too much of it (P10). One that
+// stands still is away, or will be soon, which is for others to find out.
+func (l *Postgres) Late() bool {
+	now := time.Now()
+	if now.UnixNano()-l.writers.counts.last.Load() > int64(standsStill) {
+		return false
+	}
+	for i := range l.writers.behind {
+		if at := l.writers.behind[i].Load(); at != 0 && now.UnixNano()-at > int64(lateAfter) {
+			return true
+		}
+	}
+	return false
 }
 
 // Overdue is what should have been attempted and rests in nobody's hands.

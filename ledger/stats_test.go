@@ -48,3 +48,39 @@ func TestStatsWhilePostgresIsAway(t *testing.T) {
 		t.Errorf("back: %+v", s)
 	}
 }
+
+// A ledger that writes and does not keep up is late; one that stands still is not: it is away, or will be (P10).
+func TestLate(t *testing.T) {
+	url := shared.database(t)
+	l := openLedger(t, ledger.Config{URL: url})
+	list, records := newRecords(2, ledgertest.Start)
+	reserve(t, l, list)
+	if mustRecord(t, l, records[:1]); l.Late() {
+		t.Error("late, and nothing waits")
+	}
+	blocker, err := connect(t, url).Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := blocker.Exec(t.Context(), `lock table notifications in access exclusive mode`); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	l.Record(t.Context(), records[1], func(err error) { written <- err })
+	for end := time.Now().Add(time.Minute); !l.Late(); {
+		if time.Now().After(end) {
+			t.Fatal("a record waits, and the ledger is not late")
+		}
+	}
+	for end := time.Now().Add(time.Minute); l.Late(); {
+		if time.Now().After(end) {
+			t.Fatal("nothing is written any more, and the ledger is late still")
+		}
+	}
+	if err := blocker.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-written; err != nil {
+		t.Error(err)
+	}
+}

@@ -376,7 +376,7 @@ func (e *engine) makeLanes(ctx context.Context, s stores, observers dispatcher.O
 	}
 	l.async, err = async.New(ctx, e.cfg.Async, async.Parts{
 		JetStream: s.js, Deliverer: d, Memory: d, Delayer: delayer{s.queues, s.window}, Hand: table, Log: e.log.Named("async"), Crashed: s.crashed,
-		Shards: s.cluster, Spread: e.spread(), Away: s.natsAway.Away, Due: s.kept, Recall: recall(s.kept, e.log.Named("async")),
+		Shards: s.cluster, Spread: e.spread(), Away: s.natsAway.Away, Late: s.memory.Late, Due: s.kept, Recall: recall(s.kept, e.log.Named("async")),
 		Limits: func(id string) async.Limits {
 			m := merchants.Get(id)
 			if m == nil {

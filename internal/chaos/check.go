@@ -34,6 +34,7 @@ type Report struct {
 	Lost       []string // accepted, and neither acknowledged nor visibly not
 	Anew       int      // ids that a node took for new, because it could not know that another had accepted them
 	Repeated   int      // requests after one that the merchant acknowledged, resends apart
+	Unrecorded int      // requests that left no record: a node died with them in hand, and the notification was canceled and resent before that was noticed
 	Unheard    int      // of those: the acknowledgement came too late for the attempt, which is on record as unconfirmed
 	Resent     int
 	Oldest     time.Duration // between an acknowledgement and the fault that made the engine forget it, at most
@@ -210,11 +211,16 @@ func (c *check) standing(s *Submitted, found *notifydv1.GetNotificationResponse,
 func (c *check) rows(s *Submitted, requests []Request, attempts []*notifydv1.Attempt) {
 	row := byNumber(attempts)
 	seen := map[int]int{}
+	first := map[int]Request{}
 	for _, r := range requests {
-		seen[r.Number]++
+		if seen[r.Number]++; seen[r.Number] == 1 {
+			first[r.Number] = r
+		}
 		switch a := row[r.Number]; {
 		case a == nil:
 			c.wrong("%s: attempt %d was made and is not on record", s.ID, r.Number)
+		case seen[r.Number] > 1 && a.Trigger == notifydv1.Trigger_TRIGGER_RESEND && c.hurt(first[r.Number], r):
+			c.r.Unrecorded++ // see docs/limits.md
 		case seen[r.Number] > 1 && !unsure(a):
 			c.wrong("%s: two requests say that they are attempt %d", s.ID, r.Number)
 		case a.HttpStatus != 0 && r.Status != 0 && int(a.HttpStatus) != r.Status:
@@ -287,13 +293,19 @@ func count(attempts []*notifydv1.Attempt, reason string) (n int) {
 
 // inFlight checks that something was hurt while the first of two requests was in flight.
 func (c *check) inFlight(s *Submitted, first, second Request) {
+	if !c.hurt(first, second) {
+		c.wrong("%s: attempt %d repeats attempt %d, and nothing was hurt in between", s.ID, second.Number, first.Number)
+	}
+}
+
+func (c *check) hurt(first, second Request) bool {
 	for _, i := range c.h.incidents {
 		if !i.From.After(second.At) && !i.To.Before(first.At) && i.From.Before(first.Done.Add(slack)) {
 			c.r.Oldest = max(c.r.Oldest, i.From.Sub(first.Done))
-			return
+			return true
 		}
 	}
-	c.wrong("%s: attempt %d repeats attempt %d, and nothing was hurt in between", s.ID, second.Number, first.Number)
+	return false
 }
 
 // proof checks that the engine's own count agrees.

@@ -54,6 +54,7 @@ type History struct {
 	submitted map[string]*Submitted
 	requests  []Request
 	arrived   map[string]int // requests by id, those that are not answered yet included
+	highest   map[string]int // number of an attempt, by id
 	incidents []Incident
 	delivered map[string]time.Time // when it was first seen as delivered
 	refused   map[string]int       // answers by code, "none" among them
@@ -65,7 +66,7 @@ type History struct {
 
 // NewHistory is empty.
 func NewHistory() *History {
-	return &History{submitted: map[string]*Submitted{}, delivered: map[string]time.Time{}, refused: map[string]int{}, limits: map[string]int{}, anew: map[string]time.Time{}, arrived: map[string]int{}, from: time.Now()}
+	return &History{submitted: map[string]*Submitted{}, delivered: map[string]time.Time{}, refused: map[string]int{}, limits: map[string]int{}, anew: map[string]time.Time{}, arrived: map[string]int{}, highest: map[string]int{}, from: time.Now()}
 }
 
 // Limit is told how many requests at once a merchant takes.
@@ -160,6 +161,13 @@ func (h *History) Arrived(id string) {
 	h.arrived[id]++
 }
 
+// Highest is the highest number of an attempt that a merchant saw.
+func (h *History) Highest(id string) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.highest[id]
+}
+
 // Requests is how many requests have arrived for an id.
 func (h *History) Requests(id string) int {
 	h.mu.Lock()
@@ -172,6 +180,7 @@ func (h *History) Requested(r Request) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.requests = append(h.requests, r)
+	h.highest[r.ID] = max(h.highest[r.ID], r.Number)
 }
 
 // Hurt is told of what has been hurt and healed.

@@ -25,8 +25,8 @@ func brief(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
 // String says it all, in lines.
 func (r Report) String() string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "accepted %d, lost %d, delivered %d, dead %d, waiting %d; %d requests, %d repeated (%d of them unheard), %d resent\n",
-		r.Accepted, len(r.Lost), r.Delivered, r.Dead, r.Waiting, r.Requests, r.Repeated, r.Unheard, r.Resent)
+	fmt.Fprintf(&out, "accepted %d, lost %d, delivered %d, dead %d, waiting %d; %d requests, %d repeated (%d of them unheard), %d resent, %d unrecorded\n",
+		r.Accepted, len(r.Lost), r.Delivered, r.Dead, r.Waiting, r.Requests, r.Repeated, r.Unheard, r.Resent, r.Unrecorded)
 	fmt.Fprintf(&out, "%d incidents; longest stall %s, back to normal within %s, all settled %s after the load; forgotten at most %s after an acknowledgement; %d too many at once; %d taken for new\n",
 		r.Incidents, brief(r.Stall), brief(r.Normal), brief(r.Settled), r.Oldest.Round(time.Millisecond), r.Crowd, r.Anew)
 	for _, code := range slices.Sorted(maps.Keys(r.Refused)) {
