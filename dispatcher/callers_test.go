@@ -37,6 +37,8 @@ func TestEveryRPCIsDecided(t *testing.T) {
 		"SourceService/PutSource": operators, "SourceService/GetSource": operators, "SourceService/ListSources": operators,
 		"AccessService/PutRule": operators, "AccessService/DeleteRule": operators, "AccessService/ListRules": operators,
 		"AccessService/GetPolicy": operators, "AccessService/PutPolicy": operators, "AccessService/ListChanges": operators,
+		"KeyService/ImportKey": operators, "KeyService/GenerateKey": operators, "KeyService/RotateKey": operators, "KeyService/RetireKey": operators,
+		"KeyService/GetKey": operators, "KeyService/ListKeys": operators, "KeyService/ListKeyChanges": operators, "KeyService/GetMasterKeys": operators,
 		"SourceService/CreateSourceKey": operators, "SourceService/RevokeSourceKey": operators,
 	}
 	protoregistry.GlobalFiles.RangeFilesByPackage("notifyd.v1", func(file protoreflect.FileDescriptor) bool {

@@ -14,6 +14,9 @@ import (
 	"golang.org/x/time/rate"
 
 	"notifyd/access"
+	"notifyd/contract"
+	"notifyd/contract/sign"
+	"notifyd/keys"
 	"notifyd/ledger"
 	"notifyd/merchant"
 	"notifyd/notification"
@@ -162,6 +165,9 @@ type Parts struct {
 	SourceStore Sources          // nil: there is none to learn from
 	Access      *access.Registry // nil: nobody is blocked
 	AccessStore AccessRules      // nil: there is none to learn from
+	Keys        *keys.Ring       // nil: there are none
+	KeyStore    KeyStore         // nil: there is none to learn from
+	Contracts   *contract.Book   // nil: one of its own
 	Router      *router.Router
 	Sender      Sender
 	URLs        URLs
@@ -187,6 +193,9 @@ type Dispatcher struct {
 	sourceStore Sources
 	access      *access.Registry
 	accessStore AccessRules
+	keys        *keys.Ring
+	keyStore    KeyStore
+	contracts   *contract.Book
 	rates       rates
 	router      atomic.Pointer[router.Router]
 	sender      Sender
@@ -227,10 +236,16 @@ func New(cfg Config, p Parts) (*Dispatcher, error) {
 	if p.Sources == nil {
 		p.Sources = source.NewRegistry()
 	}
+	if p.Keys == nil {
+		p.Keys = keys.NewRing()
+	}
+	if p.Contracts == nil {
+		p.Contracts = contract.NewBook(p.Keys, sign.NewPool(0))
+	}
 	d := &Dispatcher{
 		cfg: cfg, run: p.Run, room: semaphore.NewWeighted(cfg.IntakeBytes), ledger: p.Ledger, store: p.Store, merchants: p.Merchants, sources: p.Sources, sourceStore: p.SourceStore, sender: p.Sender, urls: p.URLs,
 		delay: p.Delay, hand: p.Hand, places: p.Places, observer: p.Observer, log: p.Log, now: p.Now, gate: gate,
-		access: gate.lists, accessStore: p.AccessStore, lookups: rate.NewLimiter(50, 50), outage: rate.NewLimiter(2, 20),
+		access: gate.lists, accessStore: p.AccessStore, keys: p.Keys, keyStore: p.KeyStore, contracts: p.Contracts, lookups: rate.NewLimiter(50, 50), outage: rate.NewLimiter(2, 20),
 	}
 	gate.wake = d.wakeMerchant
 	d.lines = d.makeLines()
@@ -264,7 +279,7 @@ func (d *Dispatcher) PutBack(ctx context.Context, n *notification.Notification, 
 	d.record(ctx, ledger.Record{Notification: n, Unfed: true, Hold: &ledger.Hold{By: d.run}}, putBack)
 }
 
-// Run keeps the snapshots of merchants, sources and rules of access fresh and shows the ledger what stays in hand, until ctx ends.
+// Run keeps the snapshots of merchants, sources, rules of access and keys fresh and shows the ledger what stays in hand, until ctx ends.
 func (d *Dispatcher) Run(ctx context.Context) error {
 	show, learn := time.NewTicker(d.cfg.SeenAfter/3), time.NewTicker(time.Second)
 	defer show.Stop()
@@ -281,11 +296,11 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 			d.show(ctx)
 			d.markOwed(ctx, d.now().Add(-markAfter))
 		case <-learn.C:
-			err := errors.Join(d.LearnMerchants(ctx), d.LearnSources(ctx), d.LearnAccess(ctx))
+			err := errors.Join(d.LearnMerchants(ctx), d.LearnSources(ctx), d.LearnAccess(ctx), d.LearnKeys(ctx))
 			switch {
 			case ctx.Err() != nil:
 			case err != nil && !stale:
-				d.log.Warn("changes of settings cannot be read; what is known of merchants, sources and who is blocked serves meanwhile", zap.Error(err))
+				d.log.Warn("changes of settings cannot be read; what is known of merchants, sources, keys and who is blocked serves meanwhile", zap.Error(err))
 			case err == nil && stale:
 				d.log.Info("settings are up to date again")
 			}
@@ -321,6 +336,7 @@ func (d *Dispatcher) Adopt(s ledger.Settings) {
 	d.merchants.Learn(s.Merchants...)
 	d.sources.Learn(s.Sources...)
 	d.access.Learn(s.Access...)
+	d.keys.Learn(s.Keys...)
 }
 
 // holdNow says that this process has a notification in hand.

@@ -90,7 +90,7 @@ func newNode(t *testing.T, cfg CallersConfig, memory *ledger.Memory, clock *hand
 	routes, err := router.New(router.Config{}, router.Known{})
 	must(t, err)
 	f.Dispatcher, err = New(DefaultConfig(), Parts{
-		Ledger: memory, Store: memory, Merchants: merchant.NewRegistry(), Sources: source.NewRegistry(), SourceStore: memory, AccessStore: memory, Router: routes,
+		Ledger: memory, Store: memory, Merchants: merchant.NewRegistry(), Sources: source.NewRegistry(), SourceStore: memory, AccessStore: memory, KeyStore: memory, Router: routes,
 		URLs: anyURL{}, Delay: &fakeDelay{log: &journal{}}, Hand: hand.NewTable(), Places: fakePlaces{}, Observer: Observers{}, Log: zap.New(core), Now: clock.now,
 	})
 	must(t, err)
@@ -104,9 +104,10 @@ func newNode(t *testing.T, cfg CallersConfig, memory *ledger.Memory, clock *hand
 	must(t, err)
 	mux := http.NewServeMux()
 	mux.Handle(notifydv1connect.NewNotificationServiceHandler(f.Dispatcher))
-	mux.Handle(notifydv1connect.NewMerchantServiceHandler(NewMerchantService(f.Dispatcher, nil)))
+	mux.Handle(notifydv1connect.NewMerchantServiceHandler(NewMerchantService(f.Dispatcher, nil, nil)))
 	mux.Handle(notifydv1connect.NewSourceServiceHandler(NewSourceService(f.Dispatcher)))
 	mux.Handle(notifydv1connect.NewAccessServiceHandler(NewAccessService(f.Dispatcher)))
+	mux.Handle(notifydv1connect.NewKeyServiceHandler(NewKeyService(f.Dispatcher, fakeMasterKeys{})))
 	mux.Handle(grpcreflect.NewHandlerV1(grpcreflect.NewStaticReflector(notifydv1connect.NotificationServiceName)))
 	f.handler = f.callers.Authenticate(mux)
 	server := httptest.NewUnstartedServer(f.handler)
@@ -175,6 +176,7 @@ type client struct {
 	notifications notifydv1connect.NotificationServiceClient
 	sources       notifydv1connect.SourceServiceClient
 	access        notifydv1connect.AccessServiceClient
+	keys          notifydv1connect.KeyServiceClient
 	merchants     notifydv1connect.MerchantServiceClient
 	http          *http.Client
 }
@@ -198,6 +200,7 @@ func newClient(t *testing.T, url string, base *http.Transport, prove prover, opt
 		notifications: notifydv1connect.NewNotificationServiceClient(h, url, opts...),
 		sources:       notifydv1connect.NewSourceServiceClient(h, url, opts...),
 		access:        notifydv1connect.NewAccessServiceClient(h, url, opts...),
+		keys:          notifydv1connect.NewKeyServiceClient(h, url, opts...),
 		merchants:     notifydv1connect.NewMerchantServiceClient(h, url, opts...),
 		http:          h,
 	}

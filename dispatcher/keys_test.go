@@ -57,7 +57,7 @@ func inKeys(t *testing.T, run func(t *testing.T, w *world, s *MerchantService, b
 	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
 		board := &fakeBoard{entries: map[string]time.Duration{}, learn: w.LearnBoard}
 		w.gate.board = board
-		run(t, w, NewMerchantService(w.Dispatcher, nil), board)
+		run(t, w, NewMerchantService(w.Dispatcher, nil, nil), board)
 	})
 }
 

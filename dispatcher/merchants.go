@@ -17,29 +17,30 @@ import (
 	"notifyd/merchant"
 	"notifyd/notification"
 	notifydv1 "notifyd/proto/notifyd/v1"
-	"notifyd/proto/notifyd/v1/notifydv1connect"
 	"notifyd/retry"
 )
 
 // MerchantService answers for merchants' settings.
 type MerchantService struct {
-	notifydv1connect.UnimplementedMerchantServiceHandler // TestMerchant
-
 	*Dispatcher
 	// Queues is asked for what ListKeys says of own queues; nil: nothing is known of them.
 	Queues  Queues
 	secrets Secrets
+	tester  Tester
 }
 
-// Secrets makes and checks signing secrets.
-type Secrets interface {
-	Generate() string
-	Check(secret string) error
+// Secrets makes signing secrets.
+type Secrets interface{ Generate() string }
+
+// Tester makes test calls.
+type Tester interface {
+	// Test makes one attempt, with a wrong signature if asked to; signed is the string that was signed, a secret masked.
+	Test(ctx context.Context, w notification.Work, m *merchant.Merchant, wrongSignature bool) (a notification.Attempt, signed []byte)
 }
 
 // NewMerchantService returns the service of a dispatcher.
-func NewMerchantService(d *Dispatcher, secrets Secrets) *MerchantService {
-	return &MerchantService{Dispatcher: d, secrets: secrets}
+func NewMerchantService(d *Dispatcher, secrets Secrets, tester Tester) *MerchantService {
+	return &MerchantService{Dispatcher: d, secrets: secrets, tester: tester}
 }
 
 // PutMerchant creates or replaces.
@@ -58,19 +59,18 @@ func (s *MerchantService) PutMerchant(ctx context.Context, req *connect.Request[
 	generated := "" // by the try that is stored: a secret that another node has stored meanwhile stays
 	stored, err := s.change(ctx, p.Id, ifVersion, func(known *merchant.Merchant) (*merchant.Merchant, error) {
 		m := merchantFromProto(p)
-		generated = ""
-		switch {
-		case m.Secrets.SigningSecret != "":
-		case known != nil && known.Secrets.SigningSecret != "":
-			m.Secrets = known.Secrets
-		default:
+		now := s.now()
+		if generated = ""; s.contracts.MakesSecret(m, now) && m.Secrets.SigningSecret == "" && (known == nil || known.Secrets.SigningSecret == "") {
 			generated = s.secrets.Generate()
 			m.Secrets.SigningSecret = generated
 		}
 		if known != nil {
 			m.Paused, m.PauseReason, m.Release = known.Paused, known.PauseReason, known.Release
+			if m.Secrets.SigningSecret != "" || s.contracts.TakesSecret(m, now) {
+				m.Secrets = m.Secrets.After(known.Secrets, m.Contract.Signer, now)
+			}
 		}
-		return m, nil
+		return m, s.checkContracts(m, now)
 	})
 	if err != nil {
 		return nil, err
@@ -205,9 +205,8 @@ func (s *MerchantService) check(p *notifydv1.Merchant) error {
 		vs = append(vs, &errdetails.BadRequest_FieldViolation{Field: "merchant." + field, Description: description})
 	}
 	const later = "has no effect in this version and is refused rather than ignored; leave it empty"
-	c := p.Contract
 	for field, given := range map[string]bool{
-		"tls": p.Tls != nil, "contract.encoding": c.GetEncoding() != nil, "contract.encryption": c.GetEncryption() != nil,
+		"tls":     p.Tls != nil,
 		"version": p.Version != 0, "etag": p.Etag != "", "paused": p.Paused, "pause_reason": p.PauseReason != "", "release": p.Release != nil, "updated_at": p.UpdatedAt != nil,
 	} {
 		switch {
@@ -226,17 +225,6 @@ func (s *MerchantService) check(p *notifydv1.Merchant) error {
 	}
 	if p.Egress != "" && p.Egress != "direct" {
 		refuse("egress", fmt.Sprintf("%q: this version knows direct only", p.Egress))
-	}
-	if profile := c.GetProfile(); profile != "" && profile != "standard" {
-		refuse("contract.profile", fmt.Sprintf("%q: this version knows standard only", profile))
-	}
-	if algorithm := c.GetSigner().GetAlgorithm(); algorithm != "" && algorithm != "hmac-sha256" {
-		refuse("contract.signer.algorithm", fmt.Sprintf("%q: the standard profile signs with hmac-sha256", algorithm))
-	}
-	if secret := c.GetSigner().GetSecret(); secret != "" {
-		if err := s.secrets.Check(secret); err != nil {
-			refuse("contract.signer.secret", err.Error())
-		}
 	}
 	s.checkSettings("", p.NotifyUrl, p.UrlPolicy, p.Schedule, refuse)
 	own := timeoutsFromProto(p.Timeouts)
@@ -278,9 +266,7 @@ func (s *MerchantService) checkTimeouts(field string, own merchant.Timeouts, ref
 func merchantFromProto(p *notifydv1.Merchant) *merchant.Merchant {
 	m := &merchant.Merchant{
 		ID: p.Id, Name: p.Name, NotifyURL: p.NotifyUrl, URLPolicy: policyFromProto(p.UrlPolicy), Egress: p.Egress,
-		Contract: merchant.Contract{
-			Profile: "standard", KeyID: p.Contract.GetSigner().GetKeyId(), Acknowledgement: ackFromProto(p.Contract.GetAcknowledgement()),
-		},
+		Contract: contractFromProto(p.Contract),
 		Limits: merchant.Limits{
 			RatePerSecond: p.Limits.GetRatePerSecond(), Burst: int(p.Limits.GetBurst()), MaxInFlight: int(p.Limits.GetMaxInFlight()),
 			OwnQueue: p.Limits.GetOwnQueue(), Release: p.Limits.GetReleasePerSecond(),
@@ -307,7 +293,7 @@ func merchantFromProto(p *notifydv1.Merchant) *merchant.Merchant {
 func merchantToProto(m *merchant.Merchant) *notifydv1.Merchant {
 	p := &notifydv1.Merchant{
 		Id: m.ID, Name: m.Name, NotifyUrl: m.NotifyURL, Egress: m.Egress, Persist: notifydv1.Persist(m.Persist),
-		Contract: &notifydv1.Contract{Profile: m.Contract.Profile, Signer: &notifydv1.Signer{Algorithm: "hmac-sha256", KeyId: m.Contract.KeyID}, Acknowledgement: ackToProto(m.Contract.Acknowledgement)},
+		Contract: contractToProto(m.Contract),
 		Timeouts: timeoutsToProto(m.Timeouts), Schedule: scheduleToProto(m.Schedule),
 		Version: m.Version, Etag: etagOf(m.Version), Paused: m.Paused, PauseReason: m.PauseReason, UpdatedAt: toTimestamp(m.UpdatedAt),
 	}
@@ -348,17 +334,6 @@ var isolationWords = map[notifydv1.Isolation]merchant.Isolation{
 
 func policyFromProto(p *notifydv1.UrlPolicy) merchant.URLPolicy {
 	return merchant.URLPolicy{Hosts: p.GetHosts(), Ports: p.GetPorts(), HTTPSOnly: p.GetHttpsOnly()}
-}
-
-func ackFromProto(p *notifydv1.Acknowledgement) merchant.Acknowledgement {
-	return merchant.Acknowledgement{Statuses: p.GetStatuses(), BodyExact: p.GetBodyExact()}
-}
-
-func ackToProto(a merchant.Acknowledgement) *notifydv1.Acknowledgement {
-	if len(a.Statuses) == 0 && a.BodyExact == "" {
-		return nil
-	}
-	return &notifydv1.Acknowledgement{Statuses: a.Statuses, BodyExact: a.BodyExact}
 }
 
 func timeoutsFromProto(p *notifydv1.Timeouts) merchant.Timeouts {

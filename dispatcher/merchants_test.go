@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"strconv"
 	"sync"
@@ -22,10 +23,10 @@ type numbered struct {
 
 func (n *numbered) Generate() string {
 	n.made++
-	return fmt.Sprintf("whsec_%s_%d", n.node, n.made)
+	return "whsec_" + base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%s, number %020d", n.node, n.made))
 }
 
-func (*numbered) Check(string) error { return nil }
+const elsewhere = "whsec_ZWxzZXdoZXJlIGFuZCBtb3JlIGxldHRlcnM="
 
 // together is a ledger in which the first changes of all nodes come at once: each has read by then.
 type together struct {
@@ -52,7 +53,7 @@ func TestMerchantMadeTwiceAtOnce(t *testing.T) {
 	for i := range nodes {
 		node := newNode(t, CallersConfig{}, f.memory, f.clock)
 		node.store = &together{Memory: f.memory, others: &reading}
-		service := NewMerchantService(node.Dispatcher, &numbered{node: strconv.Itoa(i)})
+		service := NewMerchantService(node.Dispatcher, &numbered{node: strconv.Itoa(i)}, nil)
 		putting.Go(func() {
 			res, err := service.PutMerchant(t.Context(), connect.NewRequest(&notifydv1.PutMerchantRequest{
 				Merchant: &notifydv1.Merchant{Id: "new", NotifyUrl: "https://m.test/notify"},
@@ -106,7 +107,7 @@ func (o *changedOnce) PutMerchant(ctx context.Context, m *merchant.Merchant, ifV
 // Whoever is overtaken begins again, and both changes stand; who gave an etag is told.
 func TestOvertakenMerchantChangesBeginAgain(t *testing.T) {
 	f := newFront(t, CallersConfig{})
-	service := NewMerchantService(f.Dispatcher, &numbered{node: "a"})
+	service := NewMerchantService(f.Dispatcher, &numbered{node: "a"}, nil)
 	meanwhile := func(change func(*merchant.Merchant)) { f.store = &changedOnce{f.memory, change} }
 	put := func(etag string) (*notifydv1.PutMerchantResponse, error) {
 		return got(service.PutMerchant(t.Context(), connect.NewRequest(&notifydv1.PutMerchantRequest{
@@ -117,13 +118,13 @@ func TestOvertakenMerchantChangesBeginAgain(t *testing.T) {
 	must(t, err)
 
 	meanwhile(func(m *merchant.Merchant) {
-		m.Paused, m.PauseReason, m.Secrets.SigningSecret = true, "dispute", "whsec_elsewhere"
+		m.Paused, m.PauseReason, m.Secrets.SigningSecret = true, "dispute", elsewhere
 	})
 	second, err := put("")
 	must(t, err)
 	stored, err := f.memory.GetMerchant(t.Context(), "shop-1")
 	must(t, err)
-	if second.GeneratedSecret != "" || !second.Merchant.Paused || stored.Secrets.SigningSecret != "whsec_elsewhere" {
+	if second.GeneratedSecret != "" || !second.Merchant.Paused || stored.Secrets.SigningSecret != elsewhere {
 		t.Errorf("a pause and a secret that came in between: %v, secret %q", second, stored.Secrets.SigningSecret)
 	}
 
@@ -146,7 +147,7 @@ func TestOvertakenMerchantChangesBeginAgain(t *testing.T) {
 // settings, where a replacement of the merchant leaves it.
 func TestResumeAtARate(t *testing.T) {
 	f := newFront(t, CallersConfig{})
-	service := NewMerchantService(f.Dispatcher, &numbered{node: "a"})
+	service := NewMerchantService(f.Dispatcher, &numbered{node: "a"}, nil)
 	put := func(m *notifydv1.Merchant) (*notifydv1.Merchant, error) {
 		m.Id, m.NotifyUrl = "shop-1", "https://m.test/notify"
 		res, err := got(service.PutMerchant(t.Context(), connect.NewRequest(&notifydv1.PutMerchantRequest{Merchant: m})))

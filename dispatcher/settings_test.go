@@ -17,7 +17,7 @@ func TestTheLargestPageIsNotTheLast(t *testing.T) {
 		_, err := f.memory.PutMerchant(t.Context(), &merchant.Merchant{ID: fmt.Sprintf("page-%04d", i), NotifyURL: "https://m.test/notify"}, nil)
 		must(t, err)
 	}
-	service := NewMerchantService(f.Dispatcher, nil)
+	service := NewMerchantService(f.Dispatcher, nil, nil)
 	seen := map[string]bool{}
 	for token, pages := "", 0; pages == 0 || token != ""; pages++ {
 		res, err := service.ListMerchants(t.Context(), connect.NewRequest(&notifydv1.ListMerchantsRequest{PageSize: 1000, PageToken: token}))

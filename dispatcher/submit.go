@@ -102,6 +102,10 @@ func (d *Dispatcher) admit(ctx context.Context, s *submission) {
 		s.err = connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("notification.notify_url: %w", err))
 		return
 	}
+	if err := d.contracts.Check(s.m, n); err != nil {
+		s.err = invalid("notification.payload", err.Error())
+		return
+	}
 	now := d.now()
 	if !n.ExpiresAt.IsZero() && !n.ExpiresAt.After(now) {
 		s.err = invalid("notification.expires_at", n.ExpiresAt.Format(time.RFC3339)+": is in the past")

@@ -63,10 +63,6 @@ func keptHeaders(header http.Header) []notification.Header {
 	return kept[:min(len(kept), maxKeptHeaders)]
 }
 
-func wantsAbort(header http.Header) bool {
-	return strings.EqualFold(strings.TrimSpace(header.Get(headerDelivery)), "abort-message")
-}
-
 const longestRetryAfter = 24 * time.Hour
 
 // retryAfter reads a Retry-After header: seconds or an HTTP date. What cannot be read, or lies in the past, is nothing.

@@ -15,14 +15,14 @@ const direct = "direct"
 
 // Client sends attempts. It is safe for many callers at once.
 type Client struct {
-	config  Config
-	dialer  net.Dialer
-	dial    func(ctx context.Context, l *leg, address string) (*conn, error)
-	tls     *tls.Config
-	pool    *pool // one for each (egress, TLS identity): for now one
-	targets cache[target]
-	secrets cache[Secret]
-	spare   spare
+	config    Config
+	dialer    net.Dialer
+	dial      func(ctx context.Context, l *leg, address string) (*conn, error)
+	tls       *tls.Config
+	pool      *pool // one for each (egress, TLS identity): for now one
+	targets   cache[target]
+	contracts Contracts
+	spare     spare
 }
 
 // Call is one attempt to make.
@@ -31,17 +31,19 @@ type Call struct {
 	Merchant *merchant.Merchant // as the notification's scene sees it
 	Number   int                // from 1
 	Kind     notification.Kind  // zero: a send
+	// WrongSignature signs wrongly on purpose: a test call that a merchant should refuse.
+	WrongSignature bool
 }
 
 // New returns a client with a connection pool of its own.
-func New(config Config) (*Client, error) {
+func New(config Config, contracts Contracts) (*Client, error) {
 	if err := config.Validate(); err != nil {
 		return nil, fmt.Errorf("new egress client: %w", err)
 	}
 	c := &Client{
-		config:  config,
-		targets: cache[target]{limit: 16384},
-		secrets: cache[Secret]{limit: 16384},
+		config:    config,
+		targets:   cache[target]{limit: 16384},
+		contracts: contracts,
 		dialer: net.Dialer{
 			// Go's own resolver says whether a name does not exist or nobody could say; libc's blurs the two.
 			Resolver:       &net.Resolver{PreferGo: true},

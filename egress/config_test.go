@@ -20,7 +20,7 @@ func TestConfigValidate(t *testing.T) {
 			t.Errorf("%s is not named: %v", name, err)
 		}
 	}
-	if _, err := New(bad); err == nil {
+	if _, err := New(bad, nil); err == nil {
 		t.Error("a client was made of it")
 	}
 }

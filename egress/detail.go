@@ -31,7 +31,7 @@ func detail(what What, v Verdict, err error, location string) string {
 			text += " to " + to + ", not followed"
 		}
 	case v.Reason == notification.ReasonWrongAnswer:
-		text += " with another body than the agreed one"
+		text += ": " + v.Why
 	}
 	return tidy(text)
 }

@@ -144,12 +144,15 @@ const maxKeptBuffer = 64 << 10
 
 // appendHead writes the request's head as it goes over the wire.
 func (o *order) appendHead(b []byte) []byte {
-	b = append(b, http.MethodPost+" "...)
+	b = append(b, o.record.Method...)
+	b = append(b, ' ')
 	b = append(b, o.to.path...)
 	b = append(b, " HTTP/1.1\r\nHost: "...)
 	b = append(b, o.to.url.Host...)
-	b = append(b, "\r\nContent-Length: "...)
-	b = strconv.AppendInt(b, int64(len(o.record.Body)), 10)
+	if o.record.Method != http.MethodGet {
+		b = append(b, "\r\nContent-Length: "...)
+		b = strconv.AppendInt(b, int64(len(o.record.Body)), 10)
+	}
 	for _, h := range o.headers {
 		b = append(b, "\r\n"...)
 		b = append(b, h.Name...)

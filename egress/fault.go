@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 	"syscall"
+
+	"notifyd/contract"
 )
 
 // Fault is why no complete answer came: a closed set, whatever the error's text.
@@ -30,6 +32,7 @@ const (
 	FaultBlocked                            // a private address
 	FaultURL                                // no request can be made of the notify URL
 	FaultEncode                             // the contract cannot carry this notification
+	FaultKey                                // no key of ours to sign or to encrypt with
 	FaultLocal                              // no local port or file descriptor left
 	FaultShutdown                           // the engine is stopping
 	FaultInternal                           // a bug
@@ -39,18 +42,13 @@ const (
 func Faults() []Fault {
 	return []Fault{
 		FaultNone, FaultNoAddress, FaultResolver, FaultRefused, FaultUnreachable, FaultTimeout, FaultReset, FaultTLS,
-		FaultCertificate, FaultClientCertificate, FaultBadResponse, FaultBlocked, FaultURL, FaultEncode, FaultLocal,
+		FaultCertificate, FaultClientCertificate, FaultBadResponse, FaultBlocked, FaultURL, FaultEncode, FaultKey, FaultLocal,
 		FaultShutdown, FaultInternal,
 	}
 }
 
 // errShutdown stands for the caller's canceled context, whatever its cause.
 var errShutdown = errors.New("the engine is stopping")
-
-// encodeError says why the contract cannot carry a notification.
-type encodeError string
-
-func (e encodeError) Error() string { return "encode notification: " + string(e) }
 
 // faultOf finds the fault behind an error of one phase.
 func faultOf(err error, phase Phase) Fault {
@@ -66,7 +64,6 @@ func faultOf(err error, phase Phase) Fault {
 }
 
 func ownFault(err error) Fault {
-	var encode encodeError
 	switch {
 	case errors.Is(err, errShutdown), errors.Is(err, context.Canceled):
 		return FaultShutdown
@@ -74,8 +71,10 @@ func ownFault(err error) Fault {
 		return FaultBlocked
 	case isA[*URLError](err):
 		return FaultURL
-	case errors.As(err, &encode):
+	case isA[*contract.EncodeError](err):
 		return FaultEncode
+	case errors.Is(err, contract.ErrNoKey):
+		return FaultKey
 	}
 	return 0
 }

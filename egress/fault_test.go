@@ -11,6 +11,8 @@ import (
 	"os"
 	"syscall"
 	"testing"
+
+	"notifyd/contract"
 )
 
 func errno(op string, e syscall.Errno) error {
@@ -75,7 +77,7 @@ func TestFaultOf(t *testing.T) {
 
 		{"blocked", &net.OpError{Op: "dial", Err: &AddressError{Class: AddressPrivate}}, PhaseConnect, FaultBlocked},
 		{"bad url", &URLError{Rule: URLScheme}, PhasePrepare, FaultURL},
-		{"encode", encodeError("x"), PhasePrepare, FaultEncode},
+		{"encode", &contract.EncodeError{Err: errors.New("x")}, PhasePrepare, FaultEncode},
 		{"shutdown", fmt.Errorf("x: %w", errShutdown), PhaseFirstByte, FaultShutdown},
 		{"canceled", context.Canceled, PhaseConnect, FaultShutdown},
 		{"a bug", errors.New("?"), PhasePrepare, FaultInternal},

@@ -1,9 +1,9 @@
 package egress
 
 import (
-	"slices"
+	"net/http"
 
-	"notifyd/merchant"
+	"notifyd/contract/answer"
 	"notifyd/notification"
 )
 
@@ -39,53 +39,38 @@ type What struct {
 	Truncated bool // Body is only the beginning
 	Late      bool // the answer ended after the timeout
 
-	// Abort is the answer's `webhook-delivery: abort-message`.
-	Abort bool
-	// MayRefuse says that the contract makes 410 and Abort final.
-	MayRefuse bool
+	header http.Header
 }
 
 // Verdict is what follows from it.
 type Verdict struct {
 	Outcome notification.Outcome
 	Reason  notification.Reason
+	Why     string // of a wrong answer: what was expected, and what came
 }
 
 // Classify is the whole rule. P13: what is not the agreed acknowledgement, and not final by the merchant's word, is
-// tried again.
-func Classify(what What, agreed merchant.Acknowledgement) Verdict {
-	if what.Fault != FaultNone {
-		return Verdict{outcomeOfFault(what), reasonOfFault(what)}
+// tried again. Nothing is agreed where no request could be made.
+func Classify(what What, agreed *answer.Acknowledgement) Verdict {
+	if what.Fault != FaultNone || agreed == nil {
+		return Verdict{Outcome: outcomeOfFault(what), Reason: reasonOfFault(what)}
 	}
-	statusAgreed := agreedStatus(agreed, what.Status)
-	acknowledged := statusAgreed && agreedBody(agreed, what)
+	judged := agreed.Judge(answer.Answer{Status: what.Status, Header: what.header.Get, Body: what.Body, Truncated: what.Truncated})
 	switch {
-	case acknowledged && what.Late:
-		return Verdict{notification.OutcomeDelivered, notification.ReasonLateAcknowledgement}
-	case acknowledged:
-		return Verdict{notification.OutcomeDelivered, notification.ReasonAcknowledged}
+	case judged.Verdict == answer.Acknowledged && what.Late:
+		return Verdict{Outcome: notification.OutcomeDelivered, Reason: notification.ReasonLateAcknowledgement}
+	case judged.Verdict == answer.Acknowledged:
+		return Verdict{Outcome: notification.OutcomeDelivered, Reason: notification.ReasonAcknowledged}
 	case what.Late: // the timeout had passed: anything else is as good as no answer
-		return Verdict{notification.OutcomeUnconfirmed, notification.ReasonResponseTimeout}
-	case what.MayRefuse && what.Status == 410:
-		return Verdict{notification.OutcomeRejected, notification.ReasonGone}
-	case what.MayRefuse && what.Abort:
-		return Verdict{notification.OutcomeRejected, notification.ReasonAbortMessage}
-	case statusAgreed:
-		return Verdict{notification.OutcomeRetryable, notification.ReasonWrongAnswer}
+		return Verdict{Outcome: notification.OutcomeUnconfirmed, Reason: notification.ReasonResponseTimeout}
+	case judged.Verdict == answer.Refused:
+		return Verdict{Outcome: notification.OutcomeRejected, Reason: notification.ReasonGone}
+	case judged.Verdict == answer.Aborted:
+		return Verdict{Outcome: notification.OutcomeRejected, Reason: notification.ReasonAbortMessage}
+	case judged.Verdict == answer.WrongAnswer:
+		return Verdict{Outcome: notification.OutcomeRetryable, Reason: notification.ReasonWrongAnswer, Why: judged.Why}
 	}
-	return Verdict{notification.OutcomeRetryable, reasonOfStatus(what.Status)}
-}
-
-func agreedStatus(agreed merchant.Acknowledgement, status int) bool {
-	if len(agreed.Statuses) == 0 {
-		return status >= 200 && status <= 299
-	}
-	return status > 0 && slices.Contains(agreed.Statuses, uint32(status)) //nolint:gosec // positive
-}
-
-// agreedBody wants the exact bytes: white space, too, is another answer.
-func agreedBody(agreed merchant.Acknowledgement, what What) bool {
-	return agreed.BodyExact == "" || (!what.Truncated && string(what.Body) == agreed.BodyExact)
+	return Verdict{Outcome: notification.OutcomeRetryable, Reason: reasonOfStatus(what.Status)}
 }
 
 func reasonOfStatus(status int) notification.Reason {
@@ -148,6 +133,8 @@ func reasonOfFault(what What) notification.Reason {
 		return notification.ReasonBadNotifyURL
 	case FaultEncode:
 		return notification.ReasonEncodeFailure
+	case FaultKey:
+		return notification.ReasonSigningKey
 	case FaultLocal:
 		return notification.ReasonLocalPorts
 	case FaultShutdown:

@@ -1,87 +1,73 @@
 package egress
 
 import (
-	"net/http"
-	"strconv"
+	"context"
+	"crypto/rand"
+	"errors"
 	"strings"
 	"time"
 
+	"notifyd/contract"
+	"notifyd/contract/answer"
 	"notifyd/merchant"
 	"notifyd/notification"
 )
 
 const (
-	userAgent       = "notifyd/1"
-	jsonType        = "application/json"
-	profileStandard = "standard"
+	userAgent = "notifyd/1"
 	// longestCachedURL leaves out URLs that name one order each: they would only push out the others.
 	longestCachedURL = 256
 )
+
+// Contracts say how each merchant is told; see contract.Book.
+type Contracts interface {
+	// Request makes the request of one attempt: encoded and signed.
+	Request(ctx context.Context, m *merchant.Merchant, told contract.Told, o contract.Options) (contract.Request, error)
+	// Acknowledgement is the agreed answer in a scene; nil: no request can be made.
+	Acknowledgement(m *merchant.Merchant, scene string) *answer.Acknowledgement
+}
 
 // order is a request that is ready to be made, as often as a leg needs it.
 type order struct {
 	to      target
 	headers []notification.Header
 	record  notification.Request // as it is kept: what lets somebody in is masked
+	keyIDs  []string
+	signed  []byte // of a test call
 }
 
-// order encodes and signs. It does no I/O.
-func (c *Client) order(call Call, at time.Time) (order, error) {
+// order has the request made and says where it goes. It does no I/O.
+func (c *Client) order(ctx context.Context, call Call, at time.Time) (order, error) {
 	work := call.Work
-	to, err := c.target(work.NotifyURL)
+	told := contract.Told{Notification: work.Notification, Number: call.Number, At: at}
+	c.entropy(told.Entropy[:])
+	made, err := c.contracts.Request(ctx, call.Merchant, told, contract.Options{Wrong: call.WrongSignature, Trace: call.Kind == notification.KindTest})
 	if err != nil {
 		return order{}, err
 	}
-	headers, err := c.headers(call, at)
+	to, err := c.target(made.URL)
 	if err != nil {
 		return order{}, err
+	}
+	headers := append(made.Headers, notification.Header{Name: "User-Agent", Value: userAgent}, contract.AttemptHeader(call.Number))
+	if work.Trace != "" {
+		headers = append(headers, notification.Header{Name: "Traceparent", Value: work.Trace})
 	}
 	kept := make([]notification.Header, len(headers))
 	for i, h := range headers {
 		if !validHeaderValue(h.Value) {
-			return order{}, encodeError("the value of header " + h.Name + " has control characters")
+			return order{}, &contract.EncodeError{Err: errors.New("the value of header " + h.Name + " has control characters")}
 		}
 		kept[i] = notification.Header{Name: h.Name, Value: maskHeader(h.Name, h.Value)}
 	}
 	return order{
-		to: to, headers: headers,
-		record: notification.Request{Method: http.MethodPost, URL: work.NotifyURL, Headers: kept, Body: work.Body},
+		to: to, headers: headers, keyIDs: made.KeyIDs, signed: made.Signed,
+		record: notification.Request{Method: made.Method, URL: made.URL, Headers: kept, Body: made.Body},
 	}, nil
 }
 
-func (c *Client) headers(call Call, at time.Time) ([]notification.Header, error) {
-	work, contract := call.Work, call.Merchant.Contract
-	if !isStandard(contract) {
-		return nil, encodeError("there is no contract profile of this name: " + contract.Profile)
-	}
-	contentType := work.ContentType
-	if contentType == "" {
-		contentType = jsonType
-	} else if !validHeaderValue(contentType) {
-		return nil, encodeError("the content type cannot be a header")
-	}
-	secret, err := c.secret(call.Merchant.Secrets.SigningSecret)
-	if err != nil {
-		return nil, encodeError("the merchant has no usable signing secret")
-	}
-	id, timestamp := work.ID.String(), strconv.FormatInt(at.Unix(), 10)
-	headers := []notification.Header{
-		{Name: "Content-Type", Value: contentType},
-		{Name: "User-Agent", Value: userAgent},
-		{Name: HeaderID, Value: id},
-		{Name: HeaderTimestamp, Value: timestamp},
-		{Name: HeaderSignature, Value: secret.sign(id, timestamp, work.Body)}, // P5: these bytes are sent and kept
-		{Name: HeaderAttempt, Value: strconv.Itoa(call.Number)},
-	}
-	if work.Trace != "" {
-		headers = append(headers, notification.Header{Name: "Traceparent", Value: work.Trace})
-	}
-	return headers, nil
-}
-
-func isStandard(contract merchant.Contract) bool {
-	return contract.Profile == "" || contract.Profile == profileStandard
-}
+// entropy fills in what nonces are made of.
+func (c *Client) entropy(random []byte) { _, _ = rand.Read(random) } // never fails: it ends the process instead
 
 func (c *Client) target(raw string) (target, error) {
 	if to, ok := c.targets.get(raw); ok {
@@ -92,17 +78,6 @@ func (c *Client) target(raw string) (target, error) {
 		c.targets.put(raw, to)
 	}
 	return to, err
-}
-
-func (c *Client) secret(text string) (Secret, error) {
-	if secret, ok := c.secrets.get(text); ok {
-		return secret, nil
-	}
-	secret, err := ParseSecret(text)
-	if err == nil {
-		c.secrets.put(text, secret)
-	}
-	return secret, err
 }
 
 const masked = "[masked]"

@@ -29,17 +29,27 @@ const (
 // Send makes one attempt and says what happened. It returns when the answer is complete, or at the latest after timeout and
 // grace. Canceling ctx abandons the attempt: the engine is stopping.
 func (c *Client) Send(ctx context.Context, call Call) (attempt notification.Attempt) {
+	attempt, _ = c.send(ctx, call)
+	return attempt
+}
+
+// Test is Send for a test call; signed is the string that was signed, a secret in it masked.
+func (c *Client) Test(ctx context.Context, call Call) (attempt notification.Attempt, signed []byte) {
+	call.Kind = notification.KindTest
+	return c.send(ctx, call)
+}
+
+func (c *Client) send(ctx context.Context, call Call) (attempt notification.Attempt, signed []byte) {
 	f := flight{client: c, attempt: &attempt, began: time.Now()}
 	defer f.contain()
 	attempt = newAttempt(call, f.began)
 	f.timeouts = c.config.timeouts(call.Merchant.Timeouts)
-	f.what.MayRefuse = isStandard(call.Merchant.Contract)
 
 	f.fly(ctx, call)
 
 	attempt.Took = time.Since(f.began)
-	f.settle(Classify(f.what, call.Merchant.Contract.Acknowledgement))
-	return attempt
+	f.settle(Classify(f.what, c.contracts.Acknowledgement(call.Merchant, call.Work.Scene)))
+	return attempt, f.signed
 }
 
 // flight is an attempt in the making.
@@ -51,6 +61,7 @@ type flight struct {
 	what     What
 	err      error // behind what.Fault
 	location string
+	signed   []byte
 	// reconnected says that the one reconnect (P6) is used up; passedOver counts dead connections of the pool.
 	reconnected bool
 	passedOver  int
@@ -64,21 +75,18 @@ func newAttempt(call Call, began time.Time) notification.Attempt {
 	if a.Kind == 0 {
 		a.Kind = notification.KindSend
 	}
-	if key := call.Merchant.Contract.KeyID; key != "" {
-		a.KeyIDs = []string{key}
-	}
 	binary.LittleEndian.PutUint64(a.Key[:8], rand.Uint64()) // tells attempts apart; guards nothing
 	binary.LittleEndian.PutUint64(a.Key[8:], rand.Uint64())
 	return a
 }
 
 func (f *flight) fly(parent context.Context, call Call) {
-	order, err := f.client.order(call, f.began)
+	order, err := f.client.order(parent, call, f.began)
 	if err != nil {
-		f.fail(err, PhasePrepare, false)
+		f.fail(f.blame(parent, err), PhasePrepare, false)
 		return
 	}
-	f.attempt.Request = order.record
+	f.attempt.Request, f.attempt.KeyIDs, f.signed = order.record, order.keyIDs, order.signed
 	end := f.began.Add(f.timeouts.Total + f.timeouts.Grace)
 	for {
 		l := &leg{timeouts: f.timeouts, softEnd: f.began.Add(f.timeouts.Total), end: end, began: time.Now()}
@@ -181,13 +189,12 @@ func (f *flight) read(parent context.Context, l *leg, resp *http.Response) {
 	f.attempt.Response = &notification.Response{
 		Status: resp.StatusCode, Headers: keptHeaders(resp.Header), Body: body, Truncated: truncated,
 	}
-	f.what.Status, f.what.Body, f.what.Truncated = resp.StatusCode, body, truncated
+	f.what.Status, f.what.Body, f.what.Truncated, f.what.header = resp.StatusCode, body, truncated, resp.Header
 	if err != nil {
 		f.fail(f.blame(parent, err), PhaseRead, true)
 		return
 	}
 	f.what.Phase, f.what.Fault, f.what.Sent = PhaseDone, FaultNone, true
-	f.what.Abort = wantsAbort(resp.Header)
 	f.location = resp.Header.Get("Location")
 	if took > f.timeouts.Total {
 		f.what.Late = true
@@ -213,6 +220,6 @@ func (f *flight) contain() {
 		f.what.Sent, f.what.Fault = true, FaultInternal
 		f.err = fmt.Errorf("panic: %v", r)
 		f.attempt.Took = time.Since(f.began)
-		f.settle(Verdict{notification.OutcomeUnconfirmed, notification.ReasonInternal})
+		f.settle(Verdict{Outcome: notification.OutcomeUnconfirmed, Reason: notification.ReasonInternal})
 	}
 }

@@ -67,7 +67,7 @@ func TestSendDelivered(t *testing.T) {
 	defer server.Close()
 	c := newClient(t, nil)
 	call := callTo(server.URL+"/notify?order=1", []byte(`{"amount": 10.50}`))
-	call.Number, call.Merchant.Contract.KeyID = 4, "k1"
+	call.Number, call.Merchant.Contract.Signer.KeyID = 4, "k1"
 
 	a := c.Send(t.Context(), call)
 
@@ -346,8 +346,10 @@ func TestSendWithoutRequest(t *testing.T) {
 		{"userinfo", func(c *Call) { c.Work.NotifyURL = "http://user:token=secret@127.0.0.1/" }, notification.ReasonBadNotifyURL},
 		{"no url", func(c *Call) { c.Work.NotifyURL = "" }, notification.ReasonBadNotifyURL},
 		{"inet_aton", func(c *Call) { c.Work.NotifyURL = "http://0x7f.1/?token=secret" }, notification.ReasonBadNotifyURL},
-		{"no secret", func(c *Call) { c.Merchant.Secrets.SigningSecret = "" }, notification.ReasonEncodeFailure},
-		{"unknown profile", func(c *Call) { c.Merchant.Contract.Profile = "alipay" }, notification.ReasonEncodeFailure},
+		{"no secret", func(c *Call) { c.Merchant.Secrets.SigningSecret = "" }, notification.ReasonSigningKey},
+		{"no secret to be read", func(c *Call) { c.Merchant.Secrets.SigningSecret = "whsec_" }, notification.ReasonSigningKey},
+		{"no key", func(c *Call) { c.Merchant.Contract.Profile = "alipay" }, notification.ReasonSigningKey},
+		{"unknown profile", func(c *Call) { c.Merchant.Contract.Profile = "nothing" }, notification.ReasonEncodeFailure},
 		{"content type with a header in it", func(c *Call) { c.Work.ContentType = "text/plain\r\nX: y" }, notification.ReasonEncodeFailure},
 	}
 	m := play(t, answers(okAnswer))
@@ -462,10 +464,9 @@ func TestSendAttemptsAreRequests(t *testing.T) {
 }
 
 func TestSendContainsBugs(t *testing.T) {
-	c, err := New(DefaultConfig())
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := newClient(t, nil)
+	pool := c.pool
+	defer func() { c.pool = pool }()
 	c.pool = nil
 	check(t, c.Send(t.Context(), callTo("http://127.0.0.1:1/", nil)), want{notification.OutcomeUnconfirmed, notification.ReasonInternal, 0})
 }

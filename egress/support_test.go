@@ -3,6 +3,9 @@ package egress
 import (
 	"testing"
 
+	"notifyd/contract"
+	"notifyd/contract/sign"
+	"notifyd/keys"
 	"notifyd/merchant"
 	"notifyd/notification"
 )
@@ -17,7 +20,7 @@ func newClient(tb testing.TB, change func(*Config)) *Client {
 	if change != nil {
 		change(&cfg)
 	}
-	c, err := New(cfg)
+	c, err := New(cfg, contract.NewBook(keys.NewRing(), sign.NewPool(0)))
 	if err != nil {
 		tb.Fatal(err)
 	}

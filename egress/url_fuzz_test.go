@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"notifyd/merchant"
+	"notifyd/notification"
 )
 
 var errNotDialed = errors.New("not dialed")
@@ -65,7 +66,7 @@ func FuzzCheckURL(f *testing.F) {
 		if err != nil || net.JoinHostPort(host, port) != to.address || host != to.name || port != strconv.FormatUint(uint64(to.port), 10) {
 			t.Fatalf("%q: checked %s port %d, would dial %s port %s: %v", raw, to.name, to.port, host, port, err)
 		}
-		o := order{to: to}
+		o := order{to: to, record: notification.Request{Method: http.MethodPost}}
 		sent, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(o.appendHead(nil))))
 		if err != nil || sent.Host != to.url.Host || sent.RequestURI != to.url.RequestURI() {
 			t.Fatalf("%q is sent as %q: %v", raw, o.appendHead(nil), err)

@@ -15,6 +15,7 @@ const (
 	PostgresDegraded    Name = "postgres_degraded"
 	MerchantFailing     Name = "merchant_failing"
 	KeyExpiring         Name = "key_expiring"
+	CertificateExpiring Name = "certificate_expiring"
 )
 
 // Severity says how soon somebody must look.
@@ -103,6 +104,14 @@ func Kinds() []Kind {
 			"The key ends within `key_expiring_within`.",
 			"The key is gone or renewed, or has ended.",
 			"Make a new key for the source, hand it over, and remove the old one.",
+			0,
+		},
+		{
+			CertificateExpiring, Warning,
+			"The certificate of one of our keys ends soon, or has ended: what it proves or signs is refused then. The subject is name/version.",
+			"The certificate ends within 30 d. The log has a line, one over all nodes, at 30, 14, 7 and 1 d before, and at the end.",
+			"Another version is set to take over in time, or the version is retired.",
+			"Have it renewed, and rotate: `notifyd keys rotate NAME --file new.pem`. Tell merchants that pin it before the overlap ends.",
 			0,
 		},
 	}

@@ -3,9 +3,11 @@ package health
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
+	"notifyd/keys"
 	"notifyd/ledger"
 	"notifyd/source"
 )
@@ -31,7 +33,8 @@ type Facts struct {
 	Failing          []Failing
 	FailingMore      int // beyond the named ones
 
-	Expiring []source.ExpiringKey
+	Expiring     []source.ExpiringKey
+	Certificates []keys.Expiring
 }
 
 // Answer is a dependency's last one.
@@ -99,7 +102,7 @@ func (e *evaluator) evaluate(f Facts) (raised, cleared []ledger.Alarm) {
 	for _, j := range []judgement{
 		e.noDeliveries(f), e.slowAcknowledgement(f), e.deadLetters(f), e.ledgerLagging(f),
 		e.degraded(NATSDegraded, "nats", f.NATS), e.degraded(PostgresDegraded, "postgres", f.Postgres),
-		e.merchantFailing(f), e.keyExpiring(f),
+		e.merchantFailing(f), e.keyExpiring(f), e.certificateExpiring(f),
 	} {
 		if !j.known {
 			continue
@@ -242,6 +245,18 @@ func (e *evaluator) keyExpiring(f Facts) judgement {
 	j := judgement{name: KeyExpiring, known: true}
 	for _, k := range f.Expiring {
 		j.found = append(j.found, finding{k.SourceID + "/" + k.KeyID, "the key ends at " + k.ExpiresAt.UTC().Format(time.RFC3339)})
+	}
+	return j
+}
+
+func (e *evaluator) certificateExpiring(f Facts) judgement {
+	j := judgement{name: CertificateExpiring, known: true}
+	for _, c := range f.Certificates {
+		detail := "the certificate ends at "
+		if c.Within == 0 {
+			detail = "the certificate has ended at "
+		}
+		j.found = append(j.found, finding{c.Name + "/" + strconv.Itoa(c.Version), detail + c.NotAfter.UTC().Format(time.RFC3339)})
 	}
 	return j
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"notifyd/keys"
 	"notifyd/ledger"
 	"notifyd/source"
 )
@@ -96,6 +97,12 @@ func TestEachAlarmIsRaisedAndCleared(t *testing.T) {
 		KeyExpiring: {
 			func(f *Facts) { f.Expiring = expiring }, func(f *Facts) { f.Expiring = nil },
 			"raised key_expiring at 11s of pay/k1", "cleared key_expiring at 41s of pay/k1",
+		},
+		CertificateExpiring: {
+			func(f *Facts) {
+				f.Certificates = []keys.Expiring{{Name: "client", Version: 2, NotAfter: start, Within: 0}}
+			}, func(f *Facts) { f.Certificates = nil },
+			"raised certificate_expiring at 11s of client/2", "cleared certificate_expiring at 41s of client/2",
 		},
 	}
 	for _, kind := range Kinds() {

@@ -10,6 +10,7 @@ import (
 
 	"notifyd/async"
 	"notifyd/dispatcher"
+	"notifyd/keys"
 	"notifyd/ledger"
 	"notifyd/source"
 )
@@ -39,6 +40,8 @@ type Parts struct {
 	Ledger     func() ledger.Stats
 	Overdue    func(ctx context.Context, before time.Time) (ledger.Overdue, error)
 	Keys       Keys
+	// Certificates are those of the engine's own keys that end soon.
+	Certificates func(now time.Time) []keys.Expiring
 }
 
 // Store keeps alarms.
@@ -201,6 +204,9 @@ func (m *Monitor) facts() Facts {
 		within := m.cfg.KeyExpiringWithin
 		m.mu.Unlock()
 		f.Expiring = m.parts.Keys.Expiring(f.Now, within)
+	}
+	if m.parts.Certificates != nil {
+		f.Certificates = m.parts.Certificates(f.Now)
 	}
 	return f
 }

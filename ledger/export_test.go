@@ -1,6 +1,9 @@
 package ledger
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // The statements, for tests that look at their plans.
 var (
@@ -18,7 +21,18 @@ const (
 var FindManyStatement, ClaimStatement = findManyStatement, claimStatement
 
 // Named is where rows stand that a filter names.
-func Named(accepted []time.Time, ids [][16]byte) *keys { return &keys{accepted, ids} }
+func Named(accepted []time.Time, ids [][16]byte) *rowKeys { return &rowKeys{accepted, ids} }
 
 // Migrations are the files of the schema.
 var Migrations = migrations
+
+// ResealUntil seals anew one page of merchants, and dies.
+func (l *Postgres) ResealUntil(ctx context.Context, die func()) (int, error) {
+	n, last, _, err := l.merchants.resealSome(ctx, "")
+	if err != nil {
+		return n, err
+	}
+	die()
+	_, _, _, err = l.merchants.resealSome(ctx, last)
+	return n, err
+}

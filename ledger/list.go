@@ -88,15 +88,15 @@ func cutPage(page []*notification.Notification, size int) ([]*notification.Notif
 	return page, Cursor{last.AcceptedAt, last.ID}
 }
 
-// keys are where rows stand.
-type keys struct {
+// rowKeys are where rows stand.
+type rowKeys struct {
 	accepted []time.Time
 	ids      [][16]byte
 }
 
 // namedBy are the rows that a filter names by id or request id, as far as they are reserved; nil when it names none. A
 // request id makes one id with each source that there is: no index on it is needed.
-func namedBy(ctx context.Context, q querier, f Filter) (*keys, error) {
+func namedBy(ctx context.Context, q querier, f Filter) (*rowKeys, error) {
 	var ids [][16]byte
 	switch {
 	case !f.ID.IsZero():
@@ -112,7 +112,7 @@ func namedBy(ctx context.Context, q querier, f Filter) (*keys, error) {
 	default:
 		return nil, nil
 	}
-	named := &keys{}
+	named := &rowKeys{}
 	err := readReservations(ctx, q, ids, func(r Reservation) {
 		named.accepted, named.ids = append(named.accepted, r.AcceptedAt), append(named.ids, r.ID)
 	})
@@ -176,7 +176,7 @@ func (c *conditions) states(states []notification.State) {
 }
 
 // listQuery builds the statement; each value but states is a parameter.
-func listQuery(f Filter, named *keys, limit int, after Cursor) (string, []any) {
+func listQuery(f Filter, named *rowKeys, limit int, after Cursor) (string, []any) {
 	from := "notifications n"
 	c := &conditions{}
 	if named != nil {

@@ -23,6 +23,7 @@ type Memory struct {
 	merchants *memorySettings[merchant.Merchant]
 	sources   *memorySettings[source.Source]
 	access    *memoryAccess
+	keys      *memoryKeys
 	alarms    memoryAlarms
 
 	mu           sync.Mutex
@@ -53,6 +54,7 @@ func NewMemory(cfg Config) *Memory {
 		merchants:    newMemorySettings("merchant", cfg.Now, merchantFields),
 		sources:      newMemorySettings("source", cfg.Now, sourceFields),
 		access:       newMemoryAccess(cfg.Now),
+		keys:         newMemoryKeys(cfg.Now),
 	}
 }
 

@@ -28,6 +28,8 @@ const (
 	lockSources    = 7_017_003
 	lockIndexes    = 7_017_004
 	lockAccess     = 7_017_005
+	lockKeys       = 7_017_006
+	lockMasterKey  = 7_017_007
 )
 
 // dayOf is the UTC day that a partition is for.

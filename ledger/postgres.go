@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"notifyd/access"
+	"notifyd/keys"
 	"notifyd/merchant"
 	"notifyd/notification"
 	"notifyd/source"
@@ -41,12 +43,14 @@ type Postgres struct {
 	merchants    settingsTable[merchant.Merchant]
 	sources      settingsTable[source.Source]
 	access       settingsTable[access.Rule]
+	keys         settingsTable[keys.Set]
 	reservations *asks[Reservation, Reserved]
 	claims       *asks[Claim, claimAnswer]
 	lines        *asks[*notification.Notification, Lined]
 	writers      *writers
 	searches     *semaphore.Weighted // those under way: the other connections are for what payments wait for
 
+	process  string      // names this one among those that hold master keys
 	prepared atomic.Bool // the schema is this version's, and the master key the right one
 	answered signal      // whenever Postgres answers a Ping
 
@@ -88,7 +92,7 @@ func Open(ctx context.Context, cfg Config) (*Postgres, error) {
 		"enable_seqscan":      "off", // a plan made while a day was empty must not last until it is full
 		"jit":                 "off", // costs more than these short statements
 	})
-	l := &Postgres{cfg: cfg, log: cfg.Log, now: cfg.Now, days: map[time.Time]bool{}}
+	l := &Postgres{cfg: cfg, log: cfg.Log, now: cfg.Now, process: rand.Text(), days: map[time.Time]bool{}}
 	settings.PrepareConn = l.admit
 	if l.pool, err = pgxpool.NewWithConfig(ctx, settings); err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
@@ -101,6 +105,7 @@ func Open(ctx context.Context, cfg Config) (*Postgres, error) {
 	l.merchants = settingsTable[merchant.Merchant]{l, "merchant", lockMerchants, merchantFields}
 	l.sources = settingsTable[source.Source]{l, "source", lockSources, sourceFields}
 	l.access = settingsTable[access.Rule]{l, "access_rule", lockAccess, accessFields}
+	l.keys = settingsTable[keys.Set]{l, "key", lockKeys, keyFields}
 	if err := l.prepare(ctx); err != nil {
 		if cfg.LateStart && Away(err) {
 			l.log.Warn("postgres is away; starting without it", zap.Error(err))
@@ -193,6 +198,7 @@ func (l *Postgres) Run(ctx context.Context) error {
 	}
 	var group errgroup.Group
 	group.Go(func() error { return l.writers.run(ctx) })
+	group.Go(func() error { l.keepMasterKey(ctx); return nil })
 	if !l.cfg.LeaveUpkeep {
 		group.Go(func() error { l.maintain(ctx); return nil })
 	}

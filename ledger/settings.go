@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// settingsTable is a table of what operators set: one row for each merchant, each source, or each rule of access. A row is JSON, with the secrets
+// settingsTable is a table of what operators set: one row for each merchant, each source, each rule of access, or each name of keys. A row is JSON, with the secrets
 // sealed beside it, and a version that grows with every change in the table.
 type settingsTable[T any] struct {
 	ledger *Postgres

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"notifyd/access"
+	"notifyd/keys"
 	"notifyd/merchant"
 	"notifyd/source"
 )
@@ -32,6 +33,7 @@ type snapshotSettings struct {
 	Merchants []storedSettings `json:"merchants"`
 	Sources   []storedSettings `json:"sources"`
 	Access    []storedSettings `json:"access"`
+	Keys      []storedSettings `json:"keys"`
 }
 
 var snapshotPlace = []byte("settings snapshot")
@@ -41,9 +43,10 @@ type Settings struct {
 	Merchants []*merchant.Merchant
 	Sources   []*source.Source
 	Access    []*access.Rule
+	Keys      []*keys.Set
 }
 
-// SaveSettings writes the merchants, the sources and the rules of access, secrets still sealed, to a file that LoadSettings reads. The file
+// SaveSettings writes the merchants, the sources, the rules of access and the keys, secrets still sealed, to a file that LoadSettings reads. The file
 // is replaced whole or not at all, and durable when it returns.
 func (l *Postgres) SaveSettings(ctx context.Context, path string) error {
 	settings, err := l.storedSettings(ctx)
@@ -80,7 +83,10 @@ func (l *Postgres) storedSettings(ctx context.Context) (s snapshotSettings, err 
 		if s.Sources, err = l.sources.stored(ctx, tx, `order by version`); err != nil {
 			return err
 		}
-		s.Access, err = l.access.stored(ctx, tx, `order by version`)
+		if s.Access, err = l.access.stored(ctx, tx, `order by version`); err != nil {
+			return err
+		}
+		s.Keys, err = l.keys.stored(ctx, tx, `order by version`)
 		return err
 	})
 	return s, err
@@ -125,7 +131,10 @@ func (l *Postgres) openSnapshot(content []byte) (opened Settings, _ error) {
 	if opened.Sources, err = l.sources.openAll(settings.Sources); err != nil {
 		return opened, err
 	}
-	opened.Access, err = l.access.openAll(settings.Access)
+	if opened.Access, err = l.access.openAll(settings.Access); err != nil {
+		return opened, err
+	}
+	opened.Keys, err = l.keys.openAll(settings.Keys)
 	return opened, err
 }
 

@@ -7,10 +7,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"notifyd/access"
+	"notifyd/keys"
 	"notifyd/ledger"
 	"notifyd/merchant"
 	"notifyd/source"
@@ -37,6 +39,13 @@ func TestSettingsSnapshot(t *testing.T) {
 	if _, err := l.PutAccessRule(t.Context(), &access.Rule{ID: "merchant/a/block", Subject: access.Subject{Kind: access.KindMerchant, ID: "a"}, Effect: access.EffectBlock, Mode: access.ModeHold}, nil); err != nil {
 		t.Fatal(err)
 	}
+	platform, err := (&keys.Set{Name: "platform", Purpose: keys.PurposeSign}).With(generate(t, keys.Ed25519), 0, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.PutKeys(t.Context(), platform, nil); err != nil {
+		t.Fatal(err)
+	}
 	if err := l.SaveSettings(t.Context(), path); err != nil { // over the one before
 		t.Fatal(err)
 	}
@@ -52,11 +61,15 @@ func TestSettingsSnapshot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	wantKeys, err := l.KeysSince(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	loaded, err := l.LoadSettings(path)
-	if err != nil || len(loaded.Merchants) != 2 || len(loaded.Sources) != 1 || len(loaded.Access) != 1 {
+	if err != nil || len(loaded.Keys) != 1 || len(loaded.Merchants) != 2 || len(loaded.Sources) != 1 || len(loaded.Access) != 1 {
 		t.Fatalf("loaded %+v, %v", loaded, err)
 	}
-	if diff := cmp.Diff(ledger.Settings{Merchants: wantMerchants, Sources: wantSources, Access: wantAccess}, loaded); diff != "" {
+	if diff := cmp.Diff(ledger.Settings{Merchants: wantMerchants, Sources: wantSources, Access: wantAccess, Keys: wantKeys}, loaded); diff != "" {
 		t.Errorf("(-ledger +file)\n%s", diff)
 	}
 	content, err := os.ReadFile(path)
@@ -99,14 +112,14 @@ func TestSettingsSnapshot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys, err := ledger.NewCipher(text)
+	other, err := ledger.NewCipher(text)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	stranger, err := ledger.Open(t.Context(), ledger.Config{URL: shared.database(t), Keys: keys})
+	stranger, err := ledger.Open(t.Context(), ledger.Config{URL: shared.database(t), Keys: other})
 	if err != nil {
 		t.Fatal(err)
 	}

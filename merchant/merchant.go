@@ -50,19 +50,6 @@ type URLPolicy struct {
 	HTTPSOnly bool     `json:"https_only,omitempty"`
 }
 
-// Contract is how a merchant wants to be told.
-type Contract struct {
-	Profile         string          `json:"profile,omitempty"` // "standard"
-	Acknowledgement Acknowledgement `json:"acknowledgement,omitzero"`
-	KeyID           string          `json:"key_id,omitempty"` // names the signing secret on each attempt
-}
-
-// Acknowledgement is the merchant's agreed answer; the zero value is any 2xx.
-type Acknowledgement struct {
-	Statuses  []uint32 `json:"statuses,omitempty"`
-	BodyExact string   `json:"body_exact,omitempty"`
-}
-
 // Limits bound what one isolation key may use; a zero limit has the engine's default.
 type Limits struct {
 	RatePerSecond float64 `json:"rate_per_second,omitempty"` // 0: unlimited
@@ -123,6 +110,9 @@ type SceneSettings struct {
 // Secrets are encrypted at rest, never logged and never shown again.
 type Secrets struct {
 	SigningSecret string `json:"signing_secret,omitempty"` // standard: whsec_ and base64
+	// The one before it, and until when it signs beside it.
+	PreviousSecret string    `json:"previous_secret,omitempty"`
+	PreviousUntil  time.Time `json:"previous_until,omitzero"`
 }
 
 // String keeps a secret out of every log and error that formats it.
@@ -147,7 +137,7 @@ func (m *Merchant) ForScene(scene string) *Merchant {
 	if over.Schedule.Name != "" || len(over.Schedule.Gaps) > 0 {
 		s.Schedule = over.Schedule
 	}
-	if len(over.Acknowledgement.Statuses) > 0 || over.Acknowledgement.BodyExact != "" {
+	if !over.Acknowledgement.IsZero() {
 		s.Contract.Acknowledgement = over.Acknowledgement
 	}
 	s.Timeouts = over.Timeouts.Or(m.Timeouts)

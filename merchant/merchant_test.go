@@ -15,7 +15,7 @@ func TestForScene(t *testing.T) {
 	m := &Merchant{
 		ID: "m", NotifyURL: "https://m.test/", Persist: notification.PersistStream, Schedule: Schedule{Name: "alipay", LeastAttempts: 2},
 		Timeouts: Timeouts{Connect: time.Second, Total: 10 * time.Second, Grace: 5 * time.Second},
-		Contract: Contract{Profile: "standard", KeyID: "k1"},
+		Contract: Contract{Profile: "standard", Signer: Signer{KeyID: "k1"}},
 		Scenes: map[string]SceneSettings{
 			"scan": {
 				NotifyURL: "https://m.test/scan", Persist: notification.PersistAfter, Schedule: Schedule{Gaps: []time.Duration{time.Second}},
@@ -37,7 +37,7 @@ func TestForScene(t *testing.T) {
 	if want := (Timeouts{Connect: time.Second, Total: 2 * time.Second, NoGrace: true}); s.Timeouts != want {
 		t.Errorf("timeouts %+v, want %+v", s.Timeouts, want)
 	}
-	if s.Contract.Acknowledgement.BodyExact != "ok" || s.Contract.KeyID != "k1" || m.Contract.Acknowledgement.BodyExact != "" || m.NotifyURL != "https://m.test/" {
+	if s.Contract.Acknowledgement.BodyExact != "ok" || s.Contract.Signer.KeyID != "k1" || m.Contract.Acknowledgement.BodyExact != "" || m.NotifyURL != "https://m.test/" {
 		t.Errorf("contract %+v, the merchant's own %+v", s.Contract, m.Contract)
 	}
 }

@@ -44,6 +44,7 @@ const (
 // Why an attempt ended: our own faults. They never count against the merchant.
 const (
 	ReasonResolverFailure Reason = "resolver_failure" // our resolver did not answer
+	ReasonSigningKey      Reason = "signing_key"      // the contract's key is missing, or not in use now
 	ReasonLocalPorts      Reason = "local_ports"      // no local port or file descriptor left
 	ReasonShutdown        Reason = "shutdown"         // the engine is stopping
 	ReasonInternal        Reason = "internal"         // a bug; contained and counted
@@ -86,7 +87,7 @@ func Reasons() []Reason {
 		ReasonDNSFailure, ReasonConnectRefused, ReasonConnectTimeout, ReasonUnreachable, ReasonTLSTimeout, ReasonTLSFailure,
 		ReasonTLSCertificate, ReasonResetBeforeWrite, ReasonResetAfterWrite, ReasonWriteTimeout, ReasonResponseTimeout,
 		ReasonBodyTimeout, ReasonBadResponse, ReasonInterrupted, ReasonBlockedAddress, ReasonBadNotifyURL, ReasonEncodeFailure,
-		ReasonResolverFailure, ReasonLocalPorts, ReasonShutdown, ReasonInternal,
+		ReasonResolverFailure, ReasonSigningKey, ReasonLocalPorts, ReasonShutdown, ReasonInternal,
 		ReasonInFlight, ReasonAwaitingAnswer, ReasonQueued, ReasonNotBefore, ReasonSyncLaneFull, ReasonSyncLaneAway, ReasonBreakerOpen,
 		ReasonBreakerForcedOpen, ReasonRateLimited, ReasonBacklog, ReasonMerchantPaused, ReasonBlocked, ReasonNotAllowed, ReasonReleased, ReasonMerchantMissing, ReasonAwaitingPredecessor, ReasonSuperseded, ReasonStaleGeneration, ReasonCanceled,
 		ReasonExpired, ReasonScheduleExhausted, ReasonResend, ReasonSweep, ReasonUndecodable,
@@ -106,7 +107,7 @@ func (r Reason) Permanent() bool { return r == ReasonEncodeFailure || r == Reaso
 // OurFault reports whether the engine's own side failed, so that neither the merchant's breaker nor its budget is touched.
 func (r Reason) OurFault() bool {
 	switch r { //nolint:exhaustive // a list of exceptions; every other reason is not ours
-	case ReasonResolverFailure, ReasonLocalPorts, ReasonShutdown, ReasonInternal:
+	case ReasonResolverFailure, ReasonSigningKey, ReasonLocalPorts, ReasonShutdown, ReasonInternal:
 		return true
 	default:
 		return false

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"notifyd/access"
+	"notifyd/keys"
 	"notifyd/ledger"
 	"notifyd/merchant"
 	"notifyd/notification"
@@ -40,6 +41,10 @@ type Postgres interface {
 	PutAccessRule(ctx context.Context, r *access.Rule, ifVersion *int64) (*access.Rule, error)
 	AccessRulesSince(ctx context.Context, version int64) ([]*access.Rule, error)
 	AccessChanges(ctx context.Context, ruleID string, before int64, limit int) ([]access.Change, error)
+	PutKeys(ctx context.Context, s *keys.Set, ifVersion *int64) (*keys.Set, error)
+	KeysSince(ctx context.Context, version int64) ([]*keys.Set, error)
+	KeyChanges(ctx context.Context, name string, before int64, limit int) ([]ledger.KeyChange, error)
+	NoteExpiry(ctx context.Context, e keys.Expiring, now time.Time) (first bool, err error)
 	Barred(ctx context.Context, after ledger.Barred, limit int) ([]ledger.Barred, error)
 	Release(ctx context.Context, b ledger.Barred, gap time.Duration, from, until time.Time) (int, error)
 
@@ -225,6 +230,28 @@ func (a asking) AccessChanges(ctx context.Context, ruleID string, before int64, 
 	return ask(ctx, ctx, a.away, func(ctx context.Context) ([]access.Change, error) {
 		return a.postgres.AccessChanges(ctx, ruleID, before, limit)
 	})
+}
+
+// PutKeys is Postgres'.
+func (a asking) PutKeys(ctx context.Context, s *keys.Set, ifVersion *int64) (*keys.Set, error) {
+	return ask(ctx, ctx, a.away, func(ctx context.Context) (*keys.Set, error) { return a.postgres.PutKeys(ctx, s, ifVersion) })
+}
+
+// KeysSince is Postgres'.
+func (a asking) KeysSince(ctx context.Context, version int64) ([]*keys.Set, error) {
+	return ask(ctx, ctx, a.away, func(ctx context.Context) ([]*keys.Set, error) { return a.postgres.KeysSince(ctx, version) })
+}
+
+// KeyChanges is Postgres'.
+func (a asking) KeyChanges(ctx context.Context, name string, before int64, limit int) ([]ledger.KeyChange, error) {
+	return ask(ctx, ctx, a.away, func(ctx context.Context) ([]ledger.KeyChange, error) {
+		return a.postgres.KeyChanges(ctx, name, before, limit)
+	})
+}
+
+// NoteExpiry is Postgres'.
+func (a asking) NoteExpiry(ctx context.Context, e keys.Expiring, now time.Time) (first bool, err error) {
+	return ask(ctx, ctx, a.away, func(ctx context.Context) (bool, error) { return a.postgres.NoteExpiry(ctx, e, now) })
 }
 
 // Barred is Postgres'.

@@ -54,14 +54,20 @@ type accessConn struct {
 
 // call makes one client, and one exit code of what went wrong.
 func (c *accessConn) call(do func(notifydv1connect.AccessServiceClient) error) error {
+	return c.callService(func(to *remote) error {
+		return do(notifydv1connect.NewAccessServiceClient(to.client.HTTPClient(), to.url))
+	})
+}
+
+func (c *accessConn) callService(do func(to *remote) error) error {
 	to, err := c.remote(c.options()...)
 	if err != nil {
 		return err
 	}
 	defer to.close()
-	err = do(notifydv1connect.NewAccessServiceClient(to.client.HTTPClient(), to.url))
-	if err == nil {
-		return nil
+	err = do(to)
+	if _, decided := errors.AsType[*exitError](err); err == nil || decided {
+		return err
 	}
 	f := faultOf(err)
 	said := errors.New(strings.Join(f.lines(), "\n"))

@@ -12,7 +12,7 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// callLog writes a line for each call: what changes merchants, sources or notifications as info, what the engine could
+// callLog writes a line for each call: what changes merchants, sources, keys or notifications as info, what the engine could
 // not do as a warning, the rest as debug.
 type callLog struct {
 	log    *zap.Logger
@@ -47,7 +47,7 @@ func (callLog) WrapStreamingClient(next connect.StreamingClientFunc) connect.Str
 func (l callLog) line(ctx context.Context, procedure string, header http.Header, peer connect.Peer, began time.Time, err error) {
 	level, code := zap.DebugLevel, "ok"
 	method := path.Base(procedure)
-	for _, changes := range []string{"Put", "Pause", "Resume", "Create", "Revoke", "Resend", "Cancel"} {
+	for _, changes := range []string{"Put", "Pause", "Resume", "Create", "Revoke", "Resend", "Cancel", "Import", "Generate", "Rotate", "Retire"} {
 		if strings.HasPrefix(method, changes) {
 			level = zap.InfoLevel
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -73,9 +74,12 @@ type ledgerConfig struct {
 	Retention time.Duration `yaml:"retention"`
 	// SearchTimeout bounds one search; one that takes longer is answered DEADLINE_EXCEEDED.
 	SearchTimeout time.Duration `yaml:"search_timeout"`
-	// MasterKeyFile seals the secrets of merchants and sources; empty: master.key in the data folder. Nodes that share a
-	// Postgres share it.
+	// MasterKeyFile seals the secrets of merchants and sources, and private keys; empty: master.key in the data folder. Nodes
+	// that share a Postgres share it.
 	MasterKeyFile string `yaml:"master_key_file"`
+	// MasterKeyCommand prints the master key, and is run at the start instead of reading a file: a program and its arguments,
+	// without a shell.
+	MasterKeyCommand []string `yaml:"master_key_command"`
 }
 
 // masterKeyVariable holds the master key itself, before any file.
@@ -84,7 +88,7 @@ const masterKeyVariable = "NOTIFYD_MASTER_KEY"
 // foreignVariables begin like settings and are none.
 func foreignVariables() []string {
 	return []string{
-		masterKeyVariable, "NOTIFYD_POSTGRES_BUNDLE", "NOTIFYD_API_KEY", "NOTIFYD_HMAC_KEY", "NOTIFYD_OPERATOR_KEY", "NOTIFYD_CONFIG", "NOTIFYD_SERVER",
+		masterKeyVariable, "NOTIFYD_POSTGRES_BUNDLE", "NOTIFYD_API_KEY", "NOTIFYD_HMAC_KEY", "NOTIFYD_OPERATOR_KEY", keyPasswordVariable, "NOTIFYD_CONFIG", "NOTIFYD_SERVER",
 		faults.Variable, "NOTIFYD_CA_FILE", "NOTIFYD_CERT_FILE", "NOTIFYD_KEY_FILE",
 	}
 }
@@ -186,6 +190,9 @@ func (c *config) Validate() error {
 	if c.Ledger.Retention < 24*time.Hour {
 		wrong("ledger.retention: %s: must be at least 24h", c.Ledger.Retention)
 	}
+	if len(c.Ledger.MasterKeyCommand) > 0 && c.Ledger.MasterKeyFile != "" {
+		wrong("ledger.master_key_command: is given together with ledger.master_key_file: give one of them")
+	}
 	if c.Ledger.SearchTimeout < 10*time.Millisecond {
 		wrong("ledger.search_timeout: %s: must be at least 10ms", c.Ledger.SearchTimeout)
 	}
@@ -231,7 +238,7 @@ func (c *config) nodeName() string {
 }
 
 // checkFiles reads what the configuration names, as a start would.
-func (c *config) checkFiles() error {
+func (c *config) checkFiles(ctx context.Context) error {
 	var errs []error
 	if c.Intake.TLS.on() {
 		_, err := c.Intake.TLS.read()
@@ -246,25 +253,34 @@ func (c *config) checkFiles() error {
 			errs = append(errs, fmt.Errorf("nats.credentials_file: %w", err))
 		}
 	}
-	return errors.Join(append(errs, c.checkMasterKey())...)
+	return errors.Join(append(errs, c.checkMasterKey(ctx))...)
 }
 
 // checkMasterKey names where a master key comes from that cannot be used. One that the first start makes is not there yet.
-func (c *config) checkMasterKey() error {
-	from, raw := masterKeyVariable, []byte(os.Getenv(masterKeyVariable))
-	if len(raw) == 0 {
-		var err error
-		if raw, err = c.loadMasterKey(false); errors.Is(err, fs.ErrNotExist) && c.masterKeyIsMade() {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		from = "ledger.master_key_file: " + c.masterKeyFile()
+func (c *config) checkMasterKey(ctx context.Context) error {
+	from, raw, err := c.findMasterKey(ctx, false)
+	if errors.Is(err, fs.ErrNotExist) && c.masterKeyIsMade() {
+		return nil
+	} else if err != nil {
+		return err
 	}
 	if _, err := ledger.NewCipher(raw); err != nil {
 		return fmt.Errorf("%s: %w", from, err)
 	}
 	return nil
+}
+
+// findMasterKey reads the master key from where it comes from, and names that.
+func (c *config) findMasterKey(ctx context.Context, create bool) (from string, raw []byte, err error) {
+	if raw = []byte(os.Getenv(masterKeyVariable)); len(raw) > 0 {
+		return masterKeyVariable, raw, nil
+	}
+	if len(c.Ledger.MasterKeyCommand) > 0 {
+		raw, err = runMasterKeyCommand(ctx, c.Ledger.MasterKeyCommand)
+		return "ledger.master_key_command: " + c.Ledger.MasterKeyCommand[0], raw, err
+	}
+	raw, err = c.loadMasterKey(create)
+	return "ledger.master_key_file: " + c.masterKeyFile(), raw, err
 }
 
 func (c *config) masterKeyFile() string {
@@ -276,7 +292,9 @@ func (c *config) masterKeyFile() string {
 
 // masterKeyIsMade reports whether the first start makes the file: beside a private Postgres, where nobody has named one.
 // Nodes that share a Postgres share the key, and a name may be mistyped.
-func (c *config) masterKeyIsMade() bool { return c.Postgres.URL == "" && c.Ledger.MasterKeyFile == "" }
+func (c *config) masterKeyIsMade() bool {
+	return c.Postgres.URL == "" && c.Ledger.MasterKeyFile == "" && len(c.Ledger.MasterKeyCommand) == 0
+}
 
 func (c *config) loadMasterKey(create bool) ([]byte, error) {
 	raw, err := ledger.LoadMasterKey(c.masterKeyFile(), create) // names the file

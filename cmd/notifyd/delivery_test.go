@@ -590,7 +590,7 @@ func badInput(t *testing.T, w *world) {
 	}
 	for name, put := range map[string]*notifydv1.Merchant{
 		"merchant.notify_url":             {Id: "bad", NotifyUrl: "http://192.168.1.1/x"},
-		"merchant.contract.profile":       {Id: "bad", Contract: &notifydv1.Contract{Profile: "alipay"}},
+		"merchant.contract.profile":       {Id: "bad", Contract: &notifydv1.Contract{Profile: "alipray"}},
 		"merchant.contract.signer.secret": {Id: "bad", Contract: &notifydv1.Contract{Signer: &notifydv1.Signer{Secret: "hunter2"}}},
 		"merchant.schedule":               {Id: "bad", Schedule: &notifydv1.Schedule{Name: "hourly"}},
 		"merchant.tls":                    {Id: "bad", Tls: &notifydv1.TlsSettings{Profile: "legacy"}},

@@ -18,12 +18,15 @@ import (
 	"notifyd/access"
 	"notifyd/async"
 	"notifyd/cluster"
+	"notifyd/contract"
+	"notifyd/contract/sign"
 	"notifyd/dispatcher"
 	"notifyd/egress"
 	"notifyd/health"
 	"notifyd/health/metrics"
 	"notifyd/internal/embedded/natsserver"
 	"notifyd/internal/embedded/postgres"
+	"notifyd/keys"
 	"notifyd/ledger"
 	"notifyd/merchant"
 	"notifyd/notification"
@@ -56,6 +59,7 @@ type engine struct {
 	identity identity
 	callers  *dispatcher.Callers // nil: the intake is not a role of this node
 	dispatch *dispatcher.Dispatcher
+	tester   dispatcher.Tester
 }
 
 // stores are where notifications rest.
@@ -220,7 +224,7 @@ func (e *engine) startCluster(ctx context.Context, s *stores) error {
 }
 
 func (e *engine) startLedger(ctx context.Context, s *stores) error {
-	keys, err := e.masterKey()
+	cipher, err := e.masterKey(ctx)
 	if err != nil {
 		return err
 	}
@@ -234,7 +238,7 @@ func (e *engine) startLedger(ctx context.Context, s *stores) error {
 		e.parts.opened("postgres", func() error { return withTimeout(30*time.Second, pg.Stop) })
 	}
 	cfg := ledger.Config{
-		URL: e.pgURL, MaxConns: e.cfg.Postgres.MaxConnections, Retention: e.cfg.Ledger.Retention, SearchTimeout: e.cfg.Ledger.SearchTimeout, Window: e.cfg.Retry.Window, Keys: keys,
+		URL: e.pgURL, MaxConns: e.cfg.Postgres.MaxConnections, Retention: e.cfg.Ledger.Retention, SearchTimeout: e.cfg.Ledger.SearchTimeout, Window: e.cfg.Retry.Window, Keys: cipher,
 		LeaveUpkeep: !e.cfg.Roles.has(roleLedger), ReserveTimeout: e.cfg.Outage.SlowAfter, Gone: s.cluster.Gone, Log: log, Now: now,
 	}
 	s.memory, err = keepTrying(ctx, log, ledger.Away, func() (*ledger.Postgres, error) { return ledger.Open(ctx, cfg) })
@@ -283,15 +287,12 @@ func (e *engine) startStandIns(ctx context.Context, s *stores) error {
 	return nil
 }
 
-// masterKey seals the secrets of merchants and sources. It comes from the environment or from a file; beside a private
-// Postgres the first start makes that file. Nodes that share a Postgres share the key.
-func (e *engine) masterKey() (ledger.Cipher, error) {
-	raw := []byte(os.Getenv(masterKeyVariable))
-	if len(raw) == 0 {
-		var err error
-		if raw, err = e.cfg.loadMasterKey(e.cfg.masterKeyIsMade()); err != nil {
-			return ledger.Cipher{}, err
-		}
+// masterKey seals the secrets of merchants and sources, and private keys. It comes from the environment, from a command or from
+// a file; beside a private Postgres the first start makes that file. Nodes that share a Postgres share the key.
+func (e *engine) masterKey(ctx context.Context) (ledger.Cipher, error) {
+	_, raw, err := e.cfg.findMasterKey(ctx, e.cfg.masterKeyIsMade())
+	if err != nil {
+		return ledger.Cipher{}, err
 	}
 	return ledger.NewCipher(raw)
 }
@@ -304,6 +305,8 @@ type lanes struct {
 	sync      *synclane.Lane // nil: other nodes are asked
 	sources   *source.Registry
 	access    *access.Registry
+	keys      *keys.Ring
+	masters   dispatcher.MasterKeys
 	merchants *merchant.Registry
 }
 
@@ -320,6 +323,7 @@ func (e *engine) startLanes(ctx context.Context, s stores, observers dispatcher.
 	roles := e.cfg.Roles
 	e.parts.run(ctx, "settings snapshot", func(ctx context.Context) error { return e.saveSettings(ctx, s, l) })
 	e.parts.run(ctx, "dispatcher", e.dispatch.Run)
+	e.parts.run(ctx, "ends of certificates", e.dispatch.RunKeyExpiries)
 	e.parts.run(ctx, "streams", l.async.KeepStreams)
 	if roles.has(roleRetry) {
 		e.parts.run(ctx, "sweep", l.sweep.Run)
@@ -347,12 +351,15 @@ func (e *engine) startLanes(ctx context.Context, s stores, observers dispatcher.
 }
 
 func (e *engine) makeLanes(ctx context.Context, s stores, observers dispatcher.Observers) (*lanes, error) {
-	client, err := egress.New(e.cfg.Egress)
+	ring := keys.NewRing()
+	contracts := contract.NewBook(ring, sign.NewPool(0))
+	client, err := egress.New(e.cfg.Egress, contracts)
 	if err != nil {
 		return nil, err
 	}
 	e.parts.opened("egress", func() error { client.Close(); return nil })
-	l := &lanes{sources: source.NewRegistry(), access: access.NewRegistry(), merchants: merchant.NewRegistry()}
+	e.tester = sender{client}
+	l := &lanes{sources: source.NewRegistry(), access: access.NewRegistry(), keys: ring, masters: s.memory, merchants: merchant.NewRegistry()}
 	l.sweep = retry.NewSweep(e.cfg.Retry, s.kept, s.queues, s.natsAway.Away, e.log.Named("sweep"))
 
 	merchants, table, later := l.merchants, hand.NewTable(), &laterPlaces{}
@@ -363,7 +370,7 @@ func (e *engine) makeLanes(ctx context.Context, s stores, observers dispatcher.O
 	settings := e.cfg.Dispatcher
 	settings.Total, settings.Grace = e.cfg.Egress.TotalTimeout, e.cfg.Egress.Grace
 	d, err := dispatcher.New(settings, dispatcher.Parts{
-		Run: e.run, Ledger: s.kept, Store: s.kept, Merchants: merchants, SourceStore: s.kept, Sources: l.sources, AccessStore: s.kept, Access: l.access, Router: routes,
+		Run: e.run, Ledger: s.kept, Store: s.kept, Merchants: merchants, SourceStore: s.kept, Sources: l.sources, AccessStore: s.kept, Access: l.access, KeyStore: s.kept, Keys: l.keys, Contracts: contracts, Router: routes,
 		Sender: e.newSender(client), URLs: urls{client.Guard()}, Delay: s.queues, Hand: table, Places: later, Observer: observers, Board: s.board,
 		Log: e.log.Named("dispatcher"), Now: now,
 	})
@@ -371,7 +378,7 @@ func (e *engine) makeLanes(ctx context.Context, s stores, observers dispatcher.O
 		return nil, err
 	}
 	e.dispatch = d
-	if err := errors.Join(d.LearnMerchants(ctx), d.LearnSources(ctx), d.LearnAccess(ctx)); err != nil {
+	if err := errors.Join(d.LearnMerchants(ctx), d.LearnSources(ctx), d.LearnAccess(ctx), d.LearnKeys(ctx)); err != nil {
 		e.adoptSettings(s, err)
 	}
 	l.async, err = async.New(ctx, e.cfg.Async, async.Parts{
@@ -415,9 +422,9 @@ func (e *engine) startAdmin(ctx context.Context, s stores, l *lanes, tally *heal
 			_, err := s.js.AccountInfo(ctx)
 			return err
 		},
-		Intake: roles.has(roleIntake), Dispatcher: e.dispatch.Stats, Backlog: l.async.Backlog, Ledger: s.memory.Stats, Overdue: s.memory.Overdue, Keys: l.sources,
+		Intake: roles.has(roleIntake), Dispatcher: e.dispatch.Stats, Backlog: l.async.Backlog, Ledger: s.memory.Stats, Overdue: s.memory.Overdue, Keys: l.sources, Certificates: l.keys.Expiring,
 	}
-	numbers := metrics.Parts{Now: now, Tally: tally, Dispatcher: e.dispatch.Stats, Ledger: s.memory.Stats, Delay: s.window.Stats, Kept: s.kept.Stats, Queues: s.queues.Stats, Cluster: s.cluster.Stats}
+	numbers := metrics.Parts{Now: now, Tally: tally, Dispatcher: e.dispatch.Stats, Ledger: s.memory.Stats, Delay: s.window.Stats, Kept: s.kept.Stats, Queues: s.queues.Stats, Cluster: s.cluster.Stats, Certificates: l.keys.Expiring}
 	if roles.has(roleAsync) {
 		watched.Async, numbers.Async = l.async.Stats, l.async.Stats
 	}
@@ -486,6 +493,11 @@ func (s sender) Send(ctx context.Context, w notification.Work, m *merchant.Merch
 	return s.client.Send(ctx, egress.Call{Work: w, Merchant: m, Number: w.Attempts + 1})
 }
 
+// Test is what the console and TestMerchant ask for.
+func (s sender) Test(ctx context.Context, w notification.Work, m *merchant.Merchant, wrongSignature bool) (notification.Attempt, []byte) {
+	return s.client.Test(ctx, egress.Call{Work: w, Merchant: m, Number: 1, WrongSignature: wrongSignature})
+}
+
 // urls lets egress decide about notify URLs.
 type urls struct{ guard egress.Guard }
 
@@ -493,15 +505,10 @@ func (u urls) CheckURL(raw string, policy merchant.URLPolicy, defaultURL string)
 	return egress.CheckURL(raw, policy, defaultURL, u.guard)
 }
 
-// secrets lets egress make and check signing secrets.
+// secrets makes signing secrets.
 type secrets struct{}
 
 func (secrets) Generate() string { return egress.GenerateSecret() }
-
-func (secrets) Check(secret string) error {
-	_, err := egress.ParseSecret(secret)
-	return err
-}
 
 // laterPlaces breaks the circle between the dispatcher and the lane that knows the streams.
 type laterPlaces struct{ dispatcher.Places }

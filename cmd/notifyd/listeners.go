@@ -60,15 +60,16 @@ func (e *engine) intakeHandler(l *lanes) (http.Handler, error) {
 		}
 		with = append(with, connect.WithInterceptors(spans))
 	}
-	merchants := dispatcher.NewMerchantService(e.dispatch, secrets{})
+	merchants := dispatcher.NewMerchantService(e.dispatch, secrets{}, e.tester)
 	merchants.Queues = l.async
 	mux.Handle(notifydv1connect.NewNotificationServiceHandler(e.dispatch, with...))
 	mux.Handle(notifydv1connect.NewMerchantServiceHandler(merchants, with...))
 	mux.Handle(notifydv1connect.NewSourceServiceHandler(dispatcher.NewSourceService(e.dispatch), with...))
 	mux.Handle(notifydv1connect.NewAccessServiceHandler(dispatcher.NewAccessService(e.dispatch), with...))
+	mux.Handle(notifydv1connect.NewKeyServiceHandler(dispatcher.NewKeyService(e.dispatch, l.masters), with...))
 	reflector := grpcreflect.NewStaticReflector(
 		notifydv1connect.NotificationServiceName, notifydv1connect.MerchantServiceName, notifydv1connect.SourceServiceName,
-		notifydv1connect.AccessServiceName)
+		notifydv1connect.AccessServiceName, notifydv1connect.KeyServiceName)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
 	return requestIDs(readSoon(e.callers.Authenticate(e.dispatch.Shed(mux)))), nil

@@ -24,6 +24,7 @@ type commands struct {
 	Listen  listenCmd  `cmd:"" help:"Play a merchant: receive, verify, answer, print."`
 	Prove   proveCmd   `cmd:"" help:"Check that everything accepted is delivered, final or visibly waiting."`
 	Access  accessCmd  `cmd:"" help:"Block, allow and release merchants and sources."`
+	Keys    keysCmd    `cmd:"" help:"Import, make, rotate and retire keys and certificates; rotate the master key."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 

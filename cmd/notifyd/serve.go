@@ -40,7 +40,7 @@ is in hand is finished within drain. SIGHUP reads the configuration again; what 
 func (c *serveCmd) Run(ctx context.Context, s *streams) error {
 	cfg, origins, err := c.load(defaultConfig(), os.Environ(), nil)
 	if err == nil && c.Check {
-		err = cfg.checkFiles()
+		err = cfg.checkFiles(ctx)
 	}
 	if err != nil {
 		return &exitError{code: exitUsage, err: err}

@@ -57,7 +57,7 @@ func (e *engine) adoptSettings(s stores, cause error) {
 		e.log.Error("the ledger does not answer, and the settings of the last run cannot be read: nothing is accepted until it does", zap.Error(err))
 	default:
 		e.dispatch.Adopt(settings)
-		e.log.Warn("the ledger does not answer; starting with the settings of the last run", zap.Int("merchants", len(settings.Merchants)), zap.Int("sources", len(settings.Sources)), zap.Int("access_rules", len(settings.Access)), zap.Error(cause))
+		e.log.Warn("the ledger does not answer; starting with the settings of the last run", zap.Int("merchants", len(settings.Merchants)), zap.Int("sources", len(settings.Sources)), zap.Int("access_rules", len(settings.Access)), zap.Int("keys", len(settings.Keys)), zap.Error(cause))
 	}
 }
 
@@ -72,11 +72,11 @@ const (
 func (e *engine) saveSettings(ctx context.Context, s stores, l *lanes) error {
 	tick := time.NewTicker(saveLook)
 	defer tick.Stop()
-	type versions struct{ merchants, sources, access int64 }
+	type versions struct{ merchants, sources, access, keys int64 }
 	var saved versions
 	var last time.Time
 	save := func(ctx context.Context) {
-		have := versions{l.merchants.Version(), l.sources.Version(), l.access.Version()}
+		have := versions{l.merchants.Version(), l.sources.Version(), l.access.Version(), l.keys.Version()}
 		if have == saved || s.pgAway.Away() {
 			return
 		}

@@ -22,6 +22,7 @@ import (
 	"notifyd/cluster"
 	"notifyd/dispatcher"
 	"notifyd/health"
+	"notifyd/keys"
 	"notifyd/ledger"
 	"notifyd/notification"
 	"notifyd/outage"
@@ -89,6 +90,9 @@ func full(t *testing.T) *Metrics {
 			Kept:       func() outage.Stats { return outage.Stats{PostgresAway: true, SpillWaiting: 11, SetAside: 1} },
 			Queues:     func() outage.QueueStats { return outage.QueueStats{Rows: 12} },
 			Cluster:    func() cluster.Stats { return cluster.Stats{Nodes: 2, Shards: 32} },
+			Certificates: func(time.Time) []keys.Expiring {
+				return []keys.Expiring{{Name: "a", Within: 0}, {Name: "b", Within: 7}, {Name: "c", Within: 30}}
+			},
 		})
 		stop()
 		if err := <-ended; err != nil {
@@ -228,6 +232,7 @@ func TestScrape(t *testing.T) {
 		`notifyd_rows_for_queues_total 12`,
 		`notifyd_shards_owned 32`,
 		`notifyd_alarms_active{alarm="no_deliveries"} 0`,
+		`notifyd_certificates_expiring{within_days="30"} 3`, `notifyd_certificates_expiring{within_days="7"} 2`, `notifyd_certificates_expiring{within_days="1"} 1`,
 		`notifyd_dependency_up{dependency="nats"} 1`,
 		`notifyd_build_info{go_version="go1.26",revision="abc",version="1.2.3"} 1`,
 		`go_goroutines `, `process_open_fds `,

@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -9,6 +10,7 @@ import (
 	"notifyd/cluster"
 	"notifyd/dispatcher"
 	"notifyd/health"
+	"notifyd/keys"
 	"notifyd/ledger"
 	"notifyd/outage"
 	"notifyd/retry"
@@ -29,6 +31,8 @@ type Parts struct {
 	Kept       func() outage.Stats
 	Queues     func() outage.QueueStats
 	Cluster    func() cluster.Stats
+	// Certificates are those of the engine's own keys that end soon.
+	Certificates func(now time.Time) []keys.Expiring
 }
 
 // Watch shows the parts' numbers from now on. It is called once.
@@ -101,13 +105,14 @@ var (
 	queueRows     = total("rows_for_queues_total", "Notifications that NATS did not take and that became rows which are due.")
 	clusterNodes  = gauge("cluster_nodes", "Living nodes, as this one sees them; 0 when it cannot tell.")
 	shardsOwned   = gauge("shards_owned", "Shards that this node takes from.")
+	certificates  = gauge("certificates_expiring", "Certificates of our own keys that end within so many days; 0: that have ended.", "within_days")
 	quarantined   = total("ledger_quarantined_total", "Records that Postgres refused for good and that are in quarantine.")
 
 	readings = []*reading{
 		ready, dependencyUp, alarmsActive, alarmsRaised, webhooksLost, alarmsPending, queueDepth, queueLimit, queueAge, ownQueues, sampleAge, stalled,
 		ackRatio, inFlight, breakersOpen, envelopes, enveloped, envelopeBytes, envelopeFails, delays, delayFails, swept, sweepFails, ledgerLag,
 		ledgerBytes, ledgerLimit, ledgerBatches, ledgerRows, ledgerFails, quarantined, panics, setAside, away, spilled, elsewhere, journaled,
-		journalBytes, keptNowhere, queueRows, clusterNodes, shardsOwned,
+		journalBytes, keptNowhere, queueRows, clusterNodes, shardsOwned, certificates,
 	}
 	descs = func() map[*reading]*prometheus.Desc {
 		all := make(map[*reading]*prometheus.Desc, len(readings))
@@ -166,6 +171,18 @@ func (w *watcher) Collect(out chan<- prometheus.Metric) {
 		s := w.parts.Cluster()
 		show(clusterNodes, float64(s.Nodes))
 		show(shardsOwned, float64(s.Shards))
+	}
+	if w.parts.Certificates != nil {
+		expiring := w.parts.Certificates(now)
+		for _, days := range keys.ExpiryDays() {
+			n := 0
+			for _, c := range expiring {
+				if c.Within <= days {
+					n++
+				}
+			}
+			show(certificates, float64(n), strconv.Itoa(days))
+		}
 	}
 }
 

@@ -89,6 +89,7 @@ func (b *Binary) Logging(path string) *Binary {
 type Engine struct {
 	Notifications notifydv1connect.NotificationServiceClient
 	Merchants     notifydv1connect.MerchantServiceClient
+	Keys          notifydv1connect.KeyServiceClient
 	Intake, Admin string // URLs
 
 	*process // copies of an Engine that call it in another way share it
@@ -181,6 +182,7 @@ func (e *Engine) Ready() error {
 	client := &http.Client{}
 	e.Notifications = notifydv1connect.NewNotificationServiceClient(client, e.Intake)
 	e.Merchants = notifydv1connect.NewMerchantServiceClient(client, e.Intake)
+	e.Keys = notifydv1connect.NewKeyServiceClient(client, e.Intake)
 	return nil
 }
 

@@ -17,7 +17,7 @@ func sample(id string) *merchant.Merchant {
 	return &merchant.Merchant{
 		ID: id, Name: "商户", NotifyURL: "https://merchant.example/notify",
 		URLPolicy: merchant.URLPolicy{Hosts: []string{"*.example"}, Ports: []uint32{443}, HTTPSOnly: true},
-		Contract:  merchant.Contract{Profile: "standard", KeyID: "k-1"}, Egress: "direct",
+		Contract:  merchant.Contract{Profile: "standard", Signer: merchant.Signer{KeyID: "k-1"}}, Egress: "direct",
 		Limits: merchant.Limits{RatePerSecond: 1.5, Burst: 3}, Timeouts: merchant.Timeouts{Total: 3 * time.Second},
 		Schedule: merchant.Schedule{Gaps: []time.Duration{time.Second, time.Minute}, Jitter: &jitter}, Isolation: merchant.IsolationMerchant,
 		Persist: notification.PersistLedger, Scenes: map[string]merchant.SceneSettings{"scan": {NotifyURL: "https://scan.example/"}},

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"notifyd/access"
+	"notifyd/keys"
 	"notifyd/ledger"
 	"notifyd/merchant"
 	"notifyd/notification"
@@ -48,6 +49,10 @@ type Ledger interface {
 	PutAccessRule(ctx context.Context, r *access.Rule, ifVersion *int64) (*access.Rule, error)
 	AccessRulesSince(ctx context.Context, version int64) ([]*access.Rule, error)
 	AccessChanges(ctx context.Context, ruleID string, before int64, limit int) ([]access.Change, error)
+	PutKeys(ctx context.Context, s *keys.Set, ifVersion *int64) (*keys.Set, error)
+	KeysSince(ctx context.Context, version int64) ([]*keys.Set, error)
+	KeyChanges(ctx context.Context, name string, before int64, limit int) ([]ledger.KeyChange, error)
+	NoteExpiry(ctx context.Context, e keys.Expiring, now time.Time) (first bool, err error)
 	Barred(ctx context.Context, after ledger.Barred, limit int) ([]ledger.Barred, error)
 	Release(ctx context.Context, b ledger.Barred, gap time.Duration, from, until time.Time) (int, error)
 	Reservations(ctx context.Context, from, to time.Time, after ledger.ProofCursor, limit int) ([]ledger.ProofRow, ledger.ProofCursor, error)
@@ -124,6 +129,9 @@ func Run(t *testing.T, open Open) {
 		{"sources: versions become visible in order", sourceVersions},
 		{"access: rules and their changes", accessRules},
 		{"access: of changes over one version one wins", accessRace},
+		{"keys: sets and their changes", keySets},
+		{"keys: of imports under one name one wins", keyRace},
+		{"keys: told once of each end", keyExpiries},
 		{"barred: whose", barred},
 		{"barred: released in turn", release},
 		{"barred: a claim keeps it", releaseClaimed},

@@ -614,7 +614,7 @@ func (x *UrlPolicy) GetPorts() []uint32 {
 	return nil
 }
 
-// Contract is how a merchant wants to be told.
+// Contract is how a merchant wants to be told: a profile, and what differs from it. What a profile fixes cannot be given.
 type Contract struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// standard (default), alipay, wechatpay-v2, wechatpay-v3, unionpay, stripe, adyen, custom.
@@ -692,15 +692,30 @@ func (x *Contract) GetEncryption() *Encryption {
 	return nil
 }
 
+// Encoding makes the request's body, or its query, from the payload. A source is `$.path` (of the payload; with `!` at its
+// end it must be there), `@name` (what the engine knows: id, attempt, timestamp …), or `=text`.
 type Encoding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// POST, GET or PUT.
+	// POST, GET or PUT. Default: GET for query, else POST.
 	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
-	// raw, json, form, xml, query, template.
-	Format        string            `protobuf:"bytes,2,opt,name=format,proto3" json:"format,omitempty"`
-	Charset       string            `protobuf:"bytes,3,opt,name=charset,proto3" json:"charset,omitempty"`
-	Fields        map[string]string `protobuf:"bytes,4,rep,name=fields,proto3" json:"fields,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Template      string            `protobuf:"bytes,5,opt,name=template,proto3" json:"template,omitempty"`
+	// raw (the payload, byte for byte), json, form, query, xml or template.
+	Format string `protobuf:"bytes,2,opt,name=format,proto3" json:"format,omitempty"`
+	// utf-8 (default), gbk or gb18030. A character that it does not have is refused.
+	Charset string `protobuf:"bytes,3,opt,name=charset,proto3" json:"charset,omitempty"`
+	// The merchant's fields, each with its source. Empty: the payload's members, under their own names and in their order.
+	Fields map[string]string `protobuf:"bytes,4,rep,name=fields,proto3" json:"fields,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The body's text, with sources in braces: `{"order":{$.order_id|json}}`.
+	Template string `protobuf:"bytes,5,opt,name=template,proto3" json:"template,omitempty"`
+	// Of a template; it must be given with one.
+	ContentType string `protobuf:"bytes,6,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
+	// Of xml: its root element. Default: xml.
+	XmlRoot string `protobuf:"bytes,7,opt,name=xml_root,json=xmlRoot,proto3" json:"xml_root,omitempty"`
+	// Of xml: texts stand in CDATA sections.
+	Cdata bool `protobuf:"varint,8,opt,name=cdata,proto3" json:"cdata,omitempty"`
+	// Fields without a value are left out.
+	OmitEmpty bool `protobuf:"varint,9,opt,name=omit_empty,json=omitEmpty,proto3" json:"omit_empty,omitempty"`
+	// Headers beside the engine's own, each with a pattern as its value.
+	Headers       map[string]string `protobuf:"bytes,10,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -770,12 +785,73 @@ func (x *Encoding) GetTemplate() string {
 	return ""
 }
 
+func (x *Encoding) GetContentType() string {
+	if x != nil {
+		return x.ContentType
+	}
+	return ""
+}
+
+func (x *Encoding) GetXmlRoot() string {
+	if x != nil {
+		return x.XmlRoot
+	}
+	return ""
+}
+
+func (x *Encoding) GetCdata() bool {
+	if x != nil {
+		return x.Cdata
+	}
+	return false
+}
+
+func (x *Encoding) GetOmitEmpty() bool {
+	if x != nil {
+		return x.OmitEmpty
+	}
+	return false
+}
+
+func (x *Encoding) GetHeaders() map[string]string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+// Signer signs each request. A pattern is text with names in braces: `{timestamp}.{body}`.
 type Signer struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Algorithm string                 `protobuf:"bytes,1,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
-	// Write only. Standard Webhooks: `whsec_` and base64 of 24 to 64 bytes; made by the engine when none is given.
-	Secret        string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
-	KeyId         string `protobuf:"bytes,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// none, md5, sha256, hmac-sha256, rsa-sha256, rsa-pss-sha256, ecdsa-sha256, ed25519, sm2-sm3 and more: docs/contracts.
+	Algorithm string `protobuf:"bytes,1,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
+	// Write only; for algorithms with a shared secret. Standard Webhooks: `whsec_` and base64 of 24 to 64 bytes; made by the
+	// engine when none is given. Otherwise the text itself, or hex: or base64: and what is meant.
+	Secret string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	// With a secret: its name, for the record of each attempt. Without: the key of that name in the key store signs.
+	KeyId string `protobuf:"bytes,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// A pattern: the string that is signed.
+	Input string `protobuf:"bytes,4,opt,name=input,proto3" json:"input,omitempty"`
+	// How the signature is written: base64 (default), base64url, hex or HEX.
+	Output string `protobuf:"bytes,5,opt,name=output,proto3" json:"output,omitempty"`
+	// Where it goes: a field of the body or query, or a `$.path` of a JSON body; or a header.
+	Field  string `protobuf:"bytes,6,opt,name=field,proto3" json:"field,omitempty"`
+	Header string `protobuf:"bytes,7,opt,name=header,proto3" json:"header,omitempty"`
+	// A pattern: the header's value. Default: {signature}.
+	HeaderValue string `protobuf:"bytes,8,opt,name=header_value,json=headerValue,proto3" json:"header_value,omitempty"`
+	// Of {sorted}: fields that are not signed. The one that the signature goes to never is.
+	UnsignedFields []string `protobuf:"bytes,9,rep,name=unsigned_fields,json=unsignedFields,proto3" json:"unsigned_fields,omitempty"`
+	// Of {sorted}: fields without a value are signed, too.
+	SignEmpty bool `protobuf:"varint,10,opt,name=sign_empty,json=signEmpty,proto3" json:"sign_empty,omitempty"`
+	// Of sm2-sm3: the user id. Default: 1234567812345678.
+	UserId string `protobuf:"bytes,11,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	// Of ecdsa-sha256 and sm2-sm3: r and s one after the other instead of ASN.1.
+	RawSignature bool `protobuf:"varint,12,opt,name=raw_signature,json=rawSignature,proto3" json:"raw_signature,omitempty"`
+	// Every attempt has the first one's signature: timestamp and nonce are those of the acceptance.
+	Frozen bool `protobuf:"varint,13,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	// How long the secret that a new one replaces still signs beside it, where the contract can carry two signatures, as
+	// standard and stripe do. Default: a day.
+	Rotation      *durationpb.Duration `protobuf:"bytes,14,opt,name=rotation,proto3" json:"rotation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -831,15 +907,109 @@ func (x *Signer) GetKeyId() string {
 	return ""
 }
 
-// Acknowledgement is the merchant's agreed answer. With neither rule: any 2xx.
+func (x *Signer) GetInput() string {
+	if x != nil {
+		return x.Input
+	}
+	return ""
+}
+
+func (x *Signer) GetOutput() string {
+	if x != nil {
+		return x.Output
+	}
+	return ""
+}
+
+func (x *Signer) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *Signer) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
+func (x *Signer) GetHeaderValue() string {
+	if x != nil {
+		return x.HeaderValue
+	}
+	return ""
+}
+
+func (x *Signer) GetUnsignedFields() []string {
+	if x != nil {
+		return x.UnsignedFields
+	}
+	return nil
+}
+
+func (x *Signer) GetSignEmpty() bool {
+	if x != nil {
+		return x.SignEmpty
+	}
+	return false
+}
+
+func (x *Signer) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *Signer) GetRawSignature() bool {
+	if x != nil {
+		return x.RawSignature
+	}
+	return false
+}
+
+func (x *Signer) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
+	}
+	return false
+}
+
+func (x *Signer) GetRotation() *durationpb.Duration {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+// Acknowledgement is the merchant's agreed answer: one of the statuses and, if there is one, the rule of the body. With
+// neither: any 2xx.
 type Acknowledgement struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Statuses that can acknowledge. Empty: 200 to 299.
 	Statuses []uint32 `protobuf:"varint,1,rep,packed,name=statuses,proto3" json:"statuses,omitempty"`
 	// The answer's body must be exactly this, for example success.
-	BodyExact     string `protobuf:"bytes,2,opt,name=body_exact,json=bodyExact,proto3" json:"body_exact,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	BodyExact string `protobuf:"bytes,2,opt,name=body_exact,json=bodyExact,proto3" json:"body_exact,omitempty"`
+	// One of them at most, body_exact included. Without the white space around it:
+	BodyTrimmed string `protobuf:"bytes,3,opt,name=body_trimmed,json=bodyTrimmed,proto3" json:"body_trimmed,omitempty"`
+	// Without it, and whatever the letters' case:
+	BodyIgnoringCase string `protobuf:"bytes,4,opt,name=body_ignoring_case,json=bodyIgnoringCase,proto3" json:"body_ignoring_case,omitempty"`
+	// This stands somewhere in it:
+	BodyContains string `protobuf:"bytes,5,opt,name=body_contains,json=bodyContains,proto3" json:"body_contains,omitempty"`
+	// A regular expression (RE2) matches it, as a whole:
+	BodyMatches string `protobuf:"bytes,6,opt,name=body_matches,json=bodyMatches,proto3" json:"body_matches,omitempty"`
+	// At a `$.path` of the JSON stands a value:
+	Json *PathValue `protobuf:"bytes,7,opt,name=json,proto3" json:"json,omitempty"`
+	// At a path of elements, such as xml/return_code, stands a text:
+	Xml *PathValue `protobuf:"bytes,8,opt,name=xml,proto3" json:"xml,omitempty"`
+	// Statuses that are the merchant's last word: nothing is tried again. 410 of standard.
+	FinalStatuses []uint32 `protobuf:"varint,9,rep,packed,name=final_statuses,json=finalStatuses,proto3" json:"final_statuses,omitempty"`
+	// The header `webhook-delivery: abort-message` is it, too.
+	FinalAbortMessage bool `protobuf:"varint,10,opt,name=final_abort_message,json=finalAbortMessage,proto3" json:"final_abort_message,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Acknowledgement) Reset() {
@@ -886,17 +1056,131 @@ func (x *Acknowledgement) GetBodyExact() string {
 	return ""
 }
 
-type Encryption struct {
+func (x *Acknowledgement) GetBodyTrimmed() string {
+	if x != nil {
+		return x.BodyTrimmed
+	}
+	return ""
+}
+
+func (x *Acknowledgement) GetBodyIgnoringCase() string {
+	if x != nil {
+		return x.BodyIgnoringCase
+	}
+	return ""
+}
+
+func (x *Acknowledgement) GetBodyContains() string {
+	if x != nil {
+		return x.BodyContains
+	}
+	return ""
+}
+
+func (x *Acknowledgement) GetBodyMatches() string {
+	if x != nil {
+		return x.BodyMatches
+	}
+	return ""
+}
+
+func (x *Acknowledgement) GetJson() *PathValue {
+	if x != nil {
+		return x.Json
+	}
+	return nil
+}
+
+func (x *Acknowledgement) GetXml() *PathValue {
+	if x != nil {
+		return x.Xml
+	}
+	return nil
+}
+
+func (x *Acknowledgement) GetFinalStatuses() []uint32 {
+	if x != nil {
+		return x.FinalStatuses
+	}
+	return nil
+}
+
+func (x *Acknowledgement) GetFinalAbortMessage() bool {
+	if x != nil {
+		return x.FinalAbortMessage
+	}
+	return false
+}
+
+// PathValue is where something stands, and what.
+type PathValue struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Algorithm     string                 `protobuf:"bytes,1,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
-	KeyId         string                 `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
+func (x *PathValue) Reset() {
+	*x = PathValue{}
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathValue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathValue) ProtoMessage() {}
+
+func (x *PathValue) ProtoReflect() protoreflect.Message {
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathValue.ProtoReflect.Descriptor instead.
+func (*PathValue) Descriptor() ([]byte, []int) {
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PathValue) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *PathValue) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+// Encryption seals the encoded fields; the body is then made from {ciphertext}.
+type Encryption struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// aes-256-gcm, sm4-gcm or sm4-cbc.
+	Algorithm string `protobuf:"bytes,1,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
+	// The key of that name in the key store.
+	KeyId string `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// A pattern: what is authenticated beside it, at most 16 bytes for WeChat Pay's SDKs.
+	AssociatedData string `protobuf:"bytes,3,opt,name=associated_data,json=associatedData,proto3" json:"associated_data,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
 func (x *Encryption) Reset() {
 	*x = Encryption{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[6]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +1192,7 @@ func (x *Encryption) String() string {
 func (*Encryption) ProtoMessage() {}
 
 func (x *Encryption) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[6]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,7 +1205,7 @@ func (x *Encryption) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Encryption.ProtoReflect.Descriptor instead.
 func (*Encryption) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{6}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Encryption) GetAlgorithm() string {
@@ -938,6 +1222,13 @@ func (x *Encryption) GetKeyId() string {
 	return ""
 }
 
+func (x *Encryption) GetAssociatedData() string {
+	if x != nil {
+		return x.AssociatedData
+	}
+	return ""
+}
+
 type TlsSettings struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Profile           string                 `protobuf:"bytes,1,opt,name=profile,proto3" json:"profile,omitempty"`
@@ -949,7 +1240,7 @@ type TlsSettings struct {
 
 func (x *TlsSettings) Reset() {
 	*x = TlsSettings{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[7]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1252,7 @@ func (x *TlsSettings) String() string {
 func (*TlsSettings) ProtoMessage() {}
 
 func (x *TlsSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[7]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1265,7 @@ func (x *TlsSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TlsSettings.ProtoReflect.Descriptor instead.
 func (*TlsSettings) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{7}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TlsSettings) GetProfile() string {
@@ -1019,7 +1310,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[8]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1031,7 +1322,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[8]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1044,7 +1335,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{8}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Limits) GetRatePerSecond() float64 {
@@ -1095,7 +1386,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[9]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1398,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[9]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,7 +1411,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{9}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Release) GetPerSecond() float64 {
@@ -1152,7 +1443,7 @@ type Timeouts struct {
 
 func (x *Timeouts) Reset() {
 	*x = Timeouts{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[10]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1455,7 @@ func (x *Timeouts) String() string {
 func (*Timeouts) ProtoMessage() {}
 
 func (x *Timeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[10]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1177,7 +1468,7 @@ func (x *Timeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timeouts.ProtoReflect.Descriptor instead.
 func (*Timeouts) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{10}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Timeouts) GetConnect() *durationpb.Duration {
@@ -1234,7 +1525,7 @@ type Schedule struct {
 
 func (x *Schedule) Reset() {
 	*x = Schedule{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[11]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1537,7 @@ func (x *Schedule) String() string {
 func (*Schedule) ProtoMessage() {}
 
 func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[11]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1550,7 @@ func (x *Schedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
 func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{11}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Schedule) GetName() string {
@@ -1307,7 +1598,7 @@ type Ordering struct {
 
 func (x *Ordering) Reset() {
 	*x = Ordering{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[12]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1610,7 @@ func (x *Ordering) String() string {
 func (*Ordering) ProtoMessage() {}
 
 func (x *Ordering) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[12]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1623,7 @@ func (x *Ordering) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ordering.ProtoReflect.Descriptor instead.
 func (*Ordering) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{12}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Ordering) GetDeadPredecessor() DeadPredecessor {
@@ -1356,7 +1647,7 @@ type SceneSettings struct {
 
 func (x *SceneSettings) Reset() {
 	*x = SceneSettings{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[13]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1368,7 +1659,7 @@ func (x *SceneSettings) String() string {
 func (*SceneSettings) ProtoMessage() {}
 
 func (x *SceneSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[13]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1381,7 +1672,7 @@ func (x *SceneSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SceneSettings.ProtoReflect.Descriptor instead.
 func (*SceneSettings) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{13}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SceneSettings) GetNotifyUrl() string {
@@ -1430,7 +1721,7 @@ type PutMerchantRequest struct {
 
 func (x *PutMerchantRequest) Reset() {
 	*x = PutMerchantRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[14]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1442,7 +1733,7 @@ func (x *PutMerchantRequest) String() string {
 func (*PutMerchantRequest) ProtoMessage() {}
 
 func (x *PutMerchantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[14]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1455,7 +1746,7 @@ func (x *PutMerchantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutMerchantRequest.ProtoReflect.Descriptor instead.
 func (*PutMerchantRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{14}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PutMerchantRequest) GetMerchant() *Merchant {
@@ -1483,7 +1774,7 @@ type PutMerchantResponse struct {
 
 func (x *PutMerchantResponse) Reset() {
 	*x = PutMerchantResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[15]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1786,7 @@ func (x *PutMerchantResponse) String() string {
 func (*PutMerchantResponse) ProtoMessage() {}
 
 func (x *PutMerchantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[15]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1799,7 @@ func (x *PutMerchantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutMerchantResponse.ProtoReflect.Descriptor instead.
 func (*PutMerchantResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{15}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PutMerchantResponse) GetMerchant() *Merchant {
@@ -1534,7 +1825,7 @@ type GetMerchantRequest struct {
 
 func (x *GetMerchantRequest) Reset() {
 	*x = GetMerchantRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[16]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +1837,7 @@ func (x *GetMerchantRequest) String() string {
 func (*GetMerchantRequest) ProtoMessage() {}
 
 func (x *GetMerchantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[16]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +1850,7 @@ func (x *GetMerchantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMerchantRequest.ProtoReflect.Descriptor instead.
 func (*GetMerchantRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{16}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetMerchantRequest) GetId() string {
@@ -1578,7 +1869,7 @@ type GetMerchantResponse struct {
 
 func (x *GetMerchantResponse) Reset() {
 	*x = GetMerchantResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[17]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1881,7 @@ func (x *GetMerchantResponse) String() string {
 func (*GetMerchantResponse) ProtoMessage() {}
 
 func (x *GetMerchantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[17]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1894,7 @@ func (x *GetMerchantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMerchantResponse.ProtoReflect.Descriptor instead.
 func (*GetMerchantResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{17}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetMerchantResponse) GetMerchant() *Merchant {
@@ -1624,7 +1915,7 @@ type ListMerchantsRequest struct {
 
 func (x *ListMerchantsRequest) Reset() {
 	*x = ListMerchantsRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[18]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1927,7 @@ func (x *ListMerchantsRequest) String() string {
 func (*ListMerchantsRequest) ProtoMessage() {}
 
 func (x *ListMerchantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[18]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1940,7 @@ func (x *ListMerchantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMerchantsRequest.ProtoReflect.Descriptor instead.
 func (*ListMerchantsRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{18}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListMerchantsRequest) GetPageSize() int32 {
@@ -1676,7 +1967,7 @@ type ListMerchantsResponse struct {
 
 func (x *ListMerchantsResponse) Reset() {
 	*x = ListMerchantsResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[19]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1979,7 @@ func (x *ListMerchantsResponse) String() string {
 func (*ListMerchantsResponse) ProtoMessage() {}
 
 func (x *ListMerchantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[19]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1992,7 @@ func (x *ListMerchantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMerchantsResponse.ProtoReflect.Descriptor instead.
 func (*ListMerchantsResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{19}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListMerchantsResponse) GetMerchants() []*Merchant {
@@ -1728,7 +2019,7 @@ type PauseMerchantRequest struct {
 
 func (x *PauseMerchantRequest) Reset() {
 	*x = PauseMerchantRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[20]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +2031,7 @@ func (x *PauseMerchantRequest) String() string {
 func (*PauseMerchantRequest) ProtoMessage() {}
 
 func (x *PauseMerchantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[20]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +2044,7 @@ func (x *PauseMerchantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseMerchantRequest.ProtoReflect.Descriptor instead.
 func (*PauseMerchantRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{20}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PauseMerchantRequest) GetId() string {
@@ -1779,7 +2070,7 @@ type PauseMerchantResponse struct {
 
 func (x *PauseMerchantResponse) Reset() {
 	*x = PauseMerchantResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[21]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1791,7 +2082,7 @@ func (x *PauseMerchantResponse) String() string {
 func (*PauseMerchantResponse) ProtoMessage() {}
 
 func (x *PauseMerchantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[21]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +2095,7 @@ func (x *PauseMerchantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseMerchantResponse.ProtoReflect.Descriptor instead.
 func (*PauseMerchantResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{21}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PauseMerchantResponse) GetMerchant() *Merchant {
@@ -1826,7 +2117,7 @@ type ResumeMerchantRequest struct {
 
 func (x *ResumeMerchantRequest) Reset() {
 	*x = ResumeMerchantRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[22]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +2129,7 @@ func (x *ResumeMerchantRequest) String() string {
 func (*ResumeMerchantRequest) ProtoMessage() {}
 
 func (x *ResumeMerchantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[22]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +2142,7 @@ func (x *ResumeMerchantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMerchantRequest.ProtoReflect.Descriptor instead.
 func (*ResumeMerchantRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{22}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResumeMerchantRequest) GetId() string {
@@ -1877,7 +2168,7 @@ type ResumeMerchantResponse struct {
 
 func (x *ResumeMerchantResponse) Reset() {
 	*x = ResumeMerchantResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[23]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1889,7 +2180,7 @@ func (x *ResumeMerchantResponse) String() string {
 func (*ResumeMerchantResponse) ProtoMessage() {}
 
 func (x *ResumeMerchantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[23]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1902,7 +2193,7 @@ func (x *ResumeMerchantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMerchantResponse.ProtoReflect.Descriptor instead.
 func (*ResumeMerchantResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{23}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ResumeMerchantResponse) GetMerchant() *Merchant {
@@ -1917,13 +2208,19 @@ type TestMerchantRequest struct {
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Sends a wrong signature on purpose: a merchant that acknowledges it does not verify.
 	WrongSignature bool `protobuf:"varint,2,opt,name=wrong_signature,json=wrongSignature,proto3" json:"wrong_signature,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Whose settings are used. Empty: the merchant's own.
+	Scene string `protobuf:"bytes,3,opt,name=scene,proto3" json:"scene,omitempty"`
+	// Default: the merchant's.
+	NotifyUrl string `protobuf:"bytes,4,opt,name=notify_url,json=notifyUrl,proto3" json:"notify_url,omitempty"`
+	// JSON text. Default: a small one that the profile can carry.
+	Payload       string `protobuf:"bytes,5,opt,name=payload,proto3" json:"payload,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TestMerchantRequest) Reset() {
 	*x = TestMerchantRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[24]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1935,7 +2232,7 @@ func (x *TestMerchantRequest) String() string {
 func (*TestMerchantRequest) ProtoMessage() {}
 
 func (x *TestMerchantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[24]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1948,7 +2245,7 @@ func (x *TestMerchantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMerchantRequest.ProtoReflect.Descriptor instead.
 func (*TestMerchantRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{24}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TestMerchantRequest) GetId() string {
@@ -1965,16 +2262,42 @@ func (x *TestMerchantRequest) GetWrongSignature() bool {
 	return false
 }
 
+func (x *TestMerchantRequest) GetScene() string {
+	if x != nil {
+		return x.Scene
+	}
+	return ""
+}
+
+func (x *TestMerchantRequest) GetNotifyUrl() string {
+	if x != nil {
+		return x.NotifyUrl
+	}
+	return ""
+}
+
+func (x *TestMerchantRequest) GetPayload() string {
+	if x != nil {
+		return x.Payload
+	}
+	return ""
+}
+
 type TestMerchantResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Attempt       *Attempt               `protobuf:"bytes,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was sent and answered. A test call is kept nowhere else.
+	Attempt *Attempt `protobuf:"bytes,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// With wrong_signature: the merchant acknowledged it nevertheless.
+	AcceptedWrongSignature bool `protobuf:"varint,2,opt,name=accepted_wrong_signature,json=acceptedWrongSignature,proto3" json:"accepted_wrong_signature,omitempty"`
+	// What was signed, where the contract signs: `\n` stands for itself, the secret is masked.
+	Signed        string `protobuf:"bytes,3,opt,name=signed,proto3" json:"signed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TestMerchantResponse) Reset() {
 	*x = TestMerchantResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[25]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1986,7 +2309,7 @@ func (x *TestMerchantResponse) String() string {
 func (*TestMerchantResponse) ProtoMessage() {}
 
 func (x *TestMerchantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[25]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1999,7 +2322,7 @@ func (x *TestMerchantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMerchantResponse.ProtoReflect.Descriptor instead.
 func (*TestMerchantResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{25}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TestMerchantResponse) GetAttempt() *Attempt {
@@ -2007,6 +2330,20 @@ func (x *TestMerchantResponse) GetAttempt() *Attempt {
 		return x.Attempt
 	}
 	return nil
+}
+
+func (x *TestMerchantResponse) GetAcceptedWrongSignature() bool {
+	if x != nil {
+		return x.AcceptedWrongSignature
+	}
+	return false
+}
+
+func (x *TestMerchantResponse) GetSigned() string {
+	if x != nil {
+		return x.Signed
+	}
+	return ""
 }
 
 // KeyStatus is how it stands with one isolation key.
@@ -2051,7 +2388,7 @@ type KeyStatus struct {
 
 func (x *KeyStatus) Reset() {
 	*x = KeyStatus{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[26]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2400,7 @@ func (x *KeyStatus) String() string {
 func (*KeyStatus) ProtoMessage() {}
 
 func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[26]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2413,7 @@ func (x *KeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
 func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{26}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *KeyStatus) GetIsolationKey() string {
@@ -2241,7 +2578,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[27]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2253,7 +2590,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[27]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2266,7 +2603,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{27}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListKeysRequest) GetMerchantId() string {
@@ -2311,7 +2648,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[28]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +2660,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[28]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +2673,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{28}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyStatus {
@@ -2381,7 +2718,7 @@ type ForceBreakerRequest struct {
 
 func (x *ForceBreakerRequest) Reset() {
 	*x = ForceBreakerRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[29]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2393,7 +2730,7 @@ func (x *ForceBreakerRequest) String() string {
 func (*ForceBreakerRequest) ProtoMessage() {}
 
 func (x *ForceBreakerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[29]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2406,7 +2743,7 @@ func (x *ForceBreakerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceBreakerRequest.ProtoReflect.Descriptor instead.
 func (*ForceBreakerRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{29}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ForceBreakerRequest) GetIsolationKey() string {
@@ -2461,7 +2798,7 @@ type ForceBreakerResponse struct {
 
 func (x *ForceBreakerResponse) Reset() {
 	*x = ForceBreakerResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[30]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2473,7 +2810,7 @@ func (x *ForceBreakerResponse) String() string {
 func (*ForceBreakerResponse) ProtoMessage() {}
 
 func (x *ForceBreakerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[30]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2486,7 +2823,7 @@ func (x *ForceBreakerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceBreakerResponse.ProtoReflect.Descriptor instead.
 func (*ForceBreakerResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{30}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ForceBreakerResponse) GetKeys() []*KeyStatus {
@@ -2543,28 +2880,65 @@ const file_notifyd_v1_merchant_service_proto_rawDesc = "" +
 	"\x0facknowledgement\x18\x04 \x01(\v2\x1b.notifyd.v1.AcknowledgementR\x0facknowledgement\x126\n" +
 	"\n" +
 	"encryption\x18\x05 \x01(\v2\x16.notifyd.v1.EncryptionR\n" +
-	"encryption\"\x80\x02\n" +
+	"encryption\"\xc1\x04\n" +
 	"\bEncoding\x12\x1f\n" +
 	"\x06method\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18\bR\x06method\x12\x1f\n" +
 	"\x06format\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18\x10R\x06format\x12!\n" +
-	"\acharset\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18\x10R\acharset\x128\n" +
-	"\x06fields\x18\x04 \x03(\v2 .notifyd.v1.Encoding.FieldsEntryR\x06fields\x12\x1a\n" +
-	"\btemplate\x18\x05 \x01(\tR\btemplate\x1a9\n" +
+	"\acharset\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18\x10R\acharset\x12U\n" +
+	"\x06fields\x18\x04 \x03(\v2 .notifyd.v1.Encoding.FieldsEntryB\x1b\xbaH\x18\x9a\x01\x15\x10\x80\x01\"\ar\x05\x10\x01\x18\x80\x02*\ar\x05\x10\x01\x18\x80\bR\x06fields\x12%\n" +
+	"\btemplate\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\btemplate\x12+\n" +
+	"\fcontent_type\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vcontentType\x12\"\n" +
+	"\bxml_root\x18\a \x01(\tB\a\xbaH\x04r\x02\x18@R\axmlRoot\x12\x14\n" +
+	"\x05cdata\x18\b \x01(\bR\x05cdata\x12\x1d\n" +
+	"\n" +
+	"omit_empty\x18\t \x01(\bR\tomitEmpty\x12U\n" +
+	"\aheaders\x18\n" +
+	" \x03(\v2!.notifyd.v1.Encoding.HeadersEntryB\x18\xbaH\x15\x9a\x01\x12\x10 \"\ar\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\bR\aheaders\x1a9\n" +
 	"\vFieldsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"u\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
+	"\fHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa8\x04\n" +
 	"\x06Signer\x12%\n" +
 	"\talgorithm\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\talgorithm\x12#\n" +
 	"\x06secret\x18\x02 \x01(\tB\v\xbaH\x05r\x03\x18\x80 \x80\x01\x01R\x06secret\x12\x1f\n" +
-	"\x06key_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x05keyId\"j\n" +
+	"\x06key_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x05keyId\x12\x1e\n" +
+	"\x05input\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x05input\x12\x1f\n" +
+	"\x06output\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18\x10R\x06output\x12\x1e\n" +
+	"\x05field\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05field\x12 \n" +
+	"\x06header\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06header\x12+\n" +
+	"\fheader_value\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\vheaderValue\x12:\n" +
+	"\x0funsigned_fields\x18\t \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10@\"\ar\x05\x10\x01\x18\x80\x02R\x0eunsignedFields\x12\x1d\n" +
+	"\n" +
+	"sign_empty\x18\n" +
+	" \x01(\bR\tsignEmpty\x12!\n" +
+	"\auser_id\x18\v \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06userId\x12#\n" +
+	"\rraw_signature\x18\f \x01(\bR\frawSignature\x12\x16\n" +
+	"\x06frozen\x18\r \x01(\bR\x06frozen\x12F\n" +
+	"\brotation\x18\x0e \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\x9a\x9e\x012\x00R\brotation\"\xea\x03\n" +
 	"\x0fAcknowledgement\x12.\n" +
 	"\bstatuses\x18\x01 \x03(\rB\x12\xbaH\x0f\x92\x01\f\x10\x10\"\b*\x06\x18\x8f\x03(\xc8\x01R\bstatuses\x12'\n" +
 	"\n" +
-	"body_exact\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\tbodyExact\"T\n" +
+	"body_exact\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\tbodyExact\x12+\n" +
+	"\fbody_trimmed\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\vbodyTrimmed\x126\n" +
+	"\x12body_ignoring_case\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x10bodyIgnoringCase\x12-\n" +
+	"\rbody_contains\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\fbodyContains\x12+\n" +
+	"\fbody_matches\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\vbodyMatches\x12)\n" +
+	"\x04json\x18\a \x01(\v2\x15.notifyd.v1.PathValueR\x04json\x12'\n" +
+	"\x03xml\x18\b \x01(\v2\x15.notifyd.v1.PathValueR\x03xml\x129\n" +
+	"\x0efinal_statuses\x18\t \x03(\rB\x12\xbaH\x0f\x92\x01\f\x10\x10\"\b*\x06\x18\xd7\x04(\x90\x03R\rfinalStatuses\x12.\n" +
+	"\x13final_abort_message\x18\n" +
+	" \x01(\bR\x11finalAbortMessage\"K\n" +
+	"\tPathValue\x12\x1e\n" +
+	"\x04path\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04path\x12\x1e\n" +
+	"\x05value\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x05value\"\x87\x01\n" +
 	"\n" +
 	"Encryption\x12%\n" +
 	"\talgorithm\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\talgorithm\x12\x1f\n" +
-	"\x06key_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x05keyId\"\x94\x01\n" +
+	"\x06key_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x05keyId\x121\n" +
+	"\x0fassociated_data\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x0eassociatedData\"\x94\x01\n" +
 	"\vTlsSettings\x12!\n" +
 	"\aprofile\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\aprofile\x12)\n" +
 	"\vserver_name\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xfd\x01R\n" +
@@ -2634,13 +3008,19 @@ const file_notifyd_v1_merchant_service_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12E\n" +
 	"\x12release_per_second\x18\x02 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00j\xf8@)\x00\x00\x00\x00\x00\x00\x00\x00R\x10releasePerSecond\"J\n" +
 	"\x16ResumeMerchantResponse\x120\n" +
-	"\bmerchant\x18\x01 \x01(\v2\x14.notifyd.v1.MerchantR\bmerchant\"Z\n" +
+	"\bmerchant\x18\x01 \x01(\v2\x14.notifyd.v1.MerchantR\bmerchant\"\xc7\x01\n" +
 	"\x13TestMerchantRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12'\n" +
-	"\x0fwrong_signature\x18\x02 \x01(\bR\x0ewrongSignature\"E\n" +
+	"\x0fwrong_signature\x18\x02 \x01(\bR\x0ewrongSignature\x12\x1d\n" +
+	"\x05scene\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x05scene\x12'\n" +
+	"\n" +
+	"notify_url\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\tnotifyUrl\x12#\n" +
+	"\apayload\x18\x05 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10R\apayload\"\x97\x01\n" +
 	"\x14TestMerchantResponse\x12-\n" +
-	"\aattempt\x18\x01 \x01(\v2\x13.notifyd.v1.AttemptR\aattempt\"\xa9\a\n" +
+	"\aattempt\x18\x01 \x01(\v2\x13.notifyd.v1.AttemptR\aattempt\x128\n" +
+	"\x18accepted_wrong_signature\x18\x02 \x01(\bR\x16acceptedWrongSignature\x12\x16\n" +
+	"\x06signed\x18\x03 \x01(\tR\x06signed\"\xa9\a\n" +
 	"\tKeyStatus\x12#\n" +
 	"\risolation_key\x18\x01 \x01(\tR\fisolationKey\x12\x1f\n" +
 	"\vmerchant_id\x18\x02 \x01(\tR\n" +
@@ -2740,7 +3120,7 @@ func file_notifyd_v1_merchant_service_proto_rawDescGZIP() []byte {
 }
 
 var file_notifyd_v1_merchant_service_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_notifyd_v1_merchant_service_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_notifyd_v1_merchant_service_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_notifyd_v1_merchant_service_proto_goTypes = []any{
 	(Isolation)(0),                 // 0: notifyd.v1.Isolation
 	(Persist)(0),                   // 1: notifyd.v1.Persist
@@ -2754,109 +3134,115 @@ var file_notifyd_v1_merchant_service_proto_goTypes = []any{
 	(*Encoding)(nil),               // 9: notifyd.v1.Encoding
 	(*Signer)(nil),                 // 10: notifyd.v1.Signer
 	(*Acknowledgement)(nil),        // 11: notifyd.v1.Acknowledgement
-	(*Encryption)(nil),             // 12: notifyd.v1.Encryption
-	(*TlsSettings)(nil),            // 13: notifyd.v1.TlsSettings
-	(*Limits)(nil),                 // 14: notifyd.v1.Limits
-	(*Release)(nil),                // 15: notifyd.v1.Release
-	(*Timeouts)(nil),               // 16: notifyd.v1.Timeouts
-	(*Schedule)(nil),               // 17: notifyd.v1.Schedule
-	(*Ordering)(nil),               // 18: notifyd.v1.Ordering
-	(*SceneSettings)(nil),          // 19: notifyd.v1.SceneSettings
-	(*PutMerchantRequest)(nil),     // 20: notifyd.v1.PutMerchantRequest
-	(*PutMerchantResponse)(nil),    // 21: notifyd.v1.PutMerchantResponse
-	(*GetMerchantRequest)(nil),     // 22: notifyd.v1.GetMerchantRequest
-	(*GetMerchantResponse)(nil),    // 23: notifyd.v1.GetMerchantResponse
-	(*ListMerchantsRequest)(nil),   // 24: notifyd.v1.ListMerchantsRequest
-	(*ListMerchantsResponse)(nil),  // 25: notifyd.v1.ListMerchantsResponse
-	(*PauseMerchantRequest)(nil),   // 26: notifyd.v1.PauseMerchantRequest
-	(*PauseMerchantResponse)(nil),  // 27: notifyd.v1.PauseMerchantResponse
-	(*ResumeMerchantRequest)(nil),  // 28: notifyd.v1.ResumeMerchantRequest
-	(*ResumeMerchantResponse)(nil), // 29: notifyd.v1.ResumeMerchantResponse
-	(*TestMerchantRequest)(nil),    // 30: notifyd.v1.TestMerchantRequest
-	(*TestMerchantResponse)(nil),   // 31: notifyd.v1.TestMerchantResponse
-	(*KeyStatus)(nil),              // 32: notifyd.v1.KeyStatus
-	(*ListKeysRequest)(nil),        // 33: notifyd.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),       // 34: notifyd.v1.ListKeysResponse
-	(*ForceBreakerRequest)(nil),    // 35: notifyd.v1.ForceBreakerRequest
-	(*ForceBreakerResponse)(nil),   // 36: notifyd.v1.ForceBreakerResponse
-	nil,                            // 37: notifyd.v1.Merchant.ScenesEntry
-	nil,                            // 38: notifyd.v1.Encoding.FieldsEntry
-	(*timestamppb.Timestamp)(nil),  // 39: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 40: google.protobuf.Duration
-	(*Attempt)(nil),                // 41: notifyd.v1.Attempt
+	(*PathValue)(nil),              // 12: notifyd.v1.PathValue
+	(*Encryption)(nil),             // 13: notifyd.v1.Encryption
+	(*TlsSettings)(nil),            // 14: notifyd.v1.TlsSettings
+	(*Limits)(nil),                 // 15: notifyd.v1.Limits
+	(*Release)(nil),                // 16: notifyd.v1.Release
+	(*Timeouts)(nil),               // 17: notifyd.v1.Timeouts
+	(*Schedule)(nil),               // 18: notifyd.v1.Schedule
+	(*Ordering)(nil),               // 19: notifyd.v1.Ordering
+	(*SceneSettings)(nil),          // 20: notifyd.v1.SceneSettings
+	(*PutMerchantRequest)(nil),     // 21: notifyd.v1.PutMerchantRequest
+	(*PutMerchantResponse)(nil),    // 22: notifyd.v1.PutMerchantResponse
+	(*GetMerchantRequest)(nil),     // 23: notifyd.v1.GetMerchantRequest
+	(*GetMerchantResponse)(nil),    // 24: notifyd.v1.GetMerchantResponse
+	(*ListMerchantsRequest)(nil),   // 25: notifyd.v1.ListMerchantsRequest
+	(*ListMerchantsResponse)(nil),  // 26: notifyd.v1.ListMerchantsResponse
+	(*PauseMerchantRequest)(nil),   // 27: notifyd.v1.PauseMerchantRequest
+	(*PauseMerchantResponse)(nil),  // 28: notifyd.v1.PauseMerchantResponse
+	(*ResumeMerchantRequest)(nil),  // 29: notifyd.v1.ResumeMerchantRequest
+	(*ResumeMerchantResponse)(nil), // 30: notifyd.v1.ResumeMerchantResponse
+	(*TestMerchantRequest)(nil),    // 31: notifyd.v1.TestMerchantRequest
+	(*TestMerchantResponse)(nil),   // 32: notifyd.v1.TestMerchantResponse
+	(*KeyStatus)(nil),              // 33: notifyd.v1.KeyStatus
+	(*ListKeysRequest)(nil),        // 34: notifyd.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),       // 35: notifyd.v1.ListKeysResponse
+	(*ForceBreakerRequest)(nil),    // 36: notifyd.v1.ForceBreakerRequest
+	(*ForceBreakerResponse)(nil),   // 37: notifyd.v1.ForceBreakerResponse
+	nil,                            // 38: notifyd.v1.Merchant.ScenesEntry
+	nil,                            // 39: notifyd.v1.Encoding.FieldsEntry
+	nil,                            // 40: notifyd.v1.Encoding.HeadersEntry
+	(*timestamppb.Timestamp)(nil),  // 41: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 42: google.protobuf.Duration
+	(*Attempt)(nil),                // 43: notifyd.v1.Attempt
 }
 var file_notifyd_v1_merchant_service_proto_depIdxs = []int32{
 	7,  // 0: notifyd.v1.Merchant.url_policy:type_name -> notifyd.v1.UrlPolicy
 	8,  // 1: notifyd.v1.Merchant.contract:type_name -> notifyd.v1.Contract
-	13, // 2: notifyd.v1.Merchant.tls:type_name -> notifyd.v1.TlsSettings
-	14, // 3: notifyd.v1.Merchant.limits:type_name -> notifyd.v1.Limits
-	16, // 4: notifyd.v1.Merchant.timeouts:type_name -> notifyd.v1.Timeouts
-	17, // 5: notifyd.v1.Merchant.schedule:type_name -> notifyd.v1.Schedule
+	14, // 2: notifyd.v1.Merchant.tls:type_name -> notifyd.v1.TlsSettings
+	15, // 3: notifyd.v1.Merchant.limits:type_name -> notifyd.v1.Limits
+	17, // 4: notifyd.v1.Merchant.timeouts:type_name -> notifyd.v1.Timeouts
+	18, // 5: notifyd.v1.Merchant.schedule:type_name -> notifyd.v1.Schedule
 	0,  // 6: notifyd.v1.Merchant.isolation:type_name -> notifyd.v1.Isolation
-	37, // 7: notifyd.v1.Merchant.scenes:type_name -> notifyd.v1.Merchant.ScenesEntry
+	38, // 7: notifyd.v1.Merchant.scenes:type_name -> notifyd.v1.Merchant.ScenesEntry
 	1,  // 8: notifyd.v1.Merchant.persist:type_name -> notifyd.v1.Persist
-	18, // 9: notifyd.v1.Merchant.ordering:type_name -> notifyd.v1.Ordering
-	39, // 10: notifyd.v1.Merchant.updated_at:type_name -> google.protobuf.Timestamp
-	15, // 11: notifyd.v1.Merchant.release:type_name -> notifyd.v1.Release
+	19, // 9: notifyd.v1.Merchant.ordering:type_name -> notifyd.v1.Ordering
+	41, // 10: notifyd.v1.Merchant.updated_at:type_name -> google.protobuf.Timestamp
+	16, // 11: notifyd.v1.Merchant.release:type_name -> notifyd.v1.Release
 	9,  // 12: notifyd.v1.Contract.encoding:type_name -> notifyd.v1.Encoding
 	10, // 13: notifyd.v1.Contract.signer:type_name -> notifyd.v1.Signer
 	11, // 14: notifyd.v1.Contract.acknowledgement:type_name -> notifyd.v1.Acknowledgement
-	12, // 15: notifyd.v1.Contract.encryption:type_name -> notifyd.v1.Encryption
-	38, // 16: notifyd.v1.Encoding.fields:type_name -> notifyd.v1.Encoding.FieldsEntry
-	39, // 17: notifyd.v1.Release.accepted_before:type_name -> google.protobuf.Timestamp
-	40, // 18: notifyd.v1.Timeouts.connect:type_name -> google.protobuf.Duration
-	40, // 19: notifyd.v1.Timeouts.tls:type_name -> google.protobuf.Duration
-	40, // 20: notifyd.v1.Timeouts.first_byte:type_name -> google.protobuf.Duration
-	40, // 21: notifyd.v1.Timeouts.total:type_name -> google.protobuf.Duration
-	40, // 22: notifyd.v1.Timeouts.grace:type_name -> google.protobuf.Duration
-	40, // 23: notifyd.v1.Schedule.gaps:type_name -> google.protobuf.Duration
-	40, // 24: notifyd.v1.Schedule.window:type_name -> google.protobuf.Duration
-	2,  // 25: notifyd.v1.Ordering.dead_predecessor:type_name -> notifyd.v1.DeadPredecessor
-	16, // 26: notifyd.v1.SceneSettings.timeouts:type_name -> notifyd.v1.Timeouts
-	17, // 27: notifyd.v1.SceneSettings.schedule:type_name -> notifyd.v1.Schedule
-	1,  // 28: notifyd.v1.SceneSettings.persist:type_name -> notifyd.v1.Persist
-	11, // 29: notifyd.v1.SceneSettings.acknowledgement:type_name -> notifyd.v1.Acknowledgement
-	6,  // 30: notifyd.v1.PutMerchantRequest.merchant:type_name -> notifyd.v1.Merchant
-	6,  // 31: notifyd.v1.PutMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
-	6,  // 32: notifyd.v1.GetMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
-	6,  // 33: notifyd.v1.ListMerchantsResponse.merchants:type_name -> notifyd.v1.Merchant
-	6,  // 34: notifyd.v1.PauseMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
-	6,  // 35: notifyd.v1.ResumeMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
-	41, // 36: notifyd.v1.TestMerchantResponse.attempt:type_name -> notifyd.v1.Attempt
-	3,  // 37: notifyd.v1.KeyStatus.breaker:type_name -> notifyd.v1.BreakerState
-	39, // 38: notifyd.v1.KeyStatus.opened_at:type_name -> google.protobuf.Timestamp
-	39, // 39: notifyd.v1.KeyStatus.probe_at:type_name -> google.protobuf.Timestamp
-	4,  // 40: notifyd.v1.KeyStatus.cause:type_name -> notifyd.v1.BreakerCause
-	5,  // 41: notifyd.v1.KeyStatus.forced:type_name -> notifyd.v1.ForcedBreaker
-	39, // 42: notifyd.v1.KeyStatus.forced_at:type_name -> google.protobuf.Timestamp
-	39, // 43: notifyd.v1.KeyStatus.forced_until:type_name -> google.protobuf.Timestamp
-	39, // 44: notifyd.v1.KeyStatus.own_queue_oldest:type_name -> google.protobuf.Timestamp
-	32, // 45: notifyd.v1.ListKeysResponse.keys:type_name -> notifyd.v1.KeyStatus
-	5,  // 46: notifyd.v1.ForceBreakerRequest.state:type_name -> notifyd.v1.ForcedBreaker
-	39, // 47: notifyd.v1.ForceBreakerRequest.expires_at:type_name -> google.protobuf.Timestamp
-	32, // 48: notifyd.v1.ForceBreakerResponse.keys:type_name -> notifyd.v1.KeyStatus
-	19, // 49: notifyd.v1.Merchant.ScenesEntry.value:type_name -> notifyd.v1.SceneSettings
-	20, // 50: notifyd.v1.MerchantService.PutMerchant:input_type -> notifyd.v1.PutMerchantRequest
-	22, // 51: notifyd.v1.MerchantService.GetMerchant:input_type -> notifyd.v1.GetMerchantRequest
-	24, // 52: notifyd.v1.MerchantService.ListMerchants:input_type -> notifyd.v1.ListMerchantsRequest
-	26, // 53: notifyd.v1.MerchantService.PauseMerchant:input_type -> notifyd.v1.PauseMerchantRequest
-	28, // 54: notifyd.v1.MerchantService.ResumeMerchant:input_type -> notifyd.v1.ResumeMerchantRequest
-	30, // 55: notifyd.v1.MerchantService.TestMerchant:input_type -> notifyd.v1.TestMerchantRequest
-	33, // 56: notifyd.v1.MerchantService.ListKeys:input_type -> notifyd.v1.ListKeysRequest
-	35, // 57: notifyd.v1.MerchantService.ForceBreaker:input_type -> notifyd.v1.ForceBreakerRequest
-	21, // 58: notifyd.v1.MerchantService.PutMerchant:output_type -> notifyd.v1.PutMerchantResponse
-	23, // 59: notifyd.v1.MerchantService.GetMerchant:output_type -> notifyd.v1.GetMerchantResponse
-	25, // 60: notifyd.v1.MerchantService.ListMerchants:output_type -> notifyd.v1.ListMerchantsResponse
-	27, // 61: notifyd.v1.MerchantService.PauseMerchant:output_type -> notifyd.v1.PauseMerchantResponse
-	29, // 62: notifyd.v1.MerchantService.ResumeMerchant:output_type -> notifyd.v1.ResumeMerchantResponse
-	31, // 63: notifyd.v1.MerchantService.TestMerchant:output_type -> notifyd.v1.TestMerchantResponse
-	34, // 64: notifyd.v1.MerchantService.ListKeys:output_type -> notifyd.v1.ListKeysResponse
-	36, // 65: notifyd.v1.MerchantService.ForceBreaker:output_type -> notifyd.v1.ForceBreakerResponse
-	58, // [58:66] is the sub-list for method output_type
-	50, // [50:58] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	13, // 15: notifyd.v1.Contract.encryption:type_name -> notifyd.v1.Encryption
+	39, // 16: notifyd.v1.Encoding.fields:type_name -> notifyd.v1.Encoding.FieldsEntry
+	40, // 17: notifyd.v1.Encoding.headers:type_name -> notifyd.v1.Encoding.HeadersEntry
+	42, // 18: notifyd.v1.Signer.rotation:type_name -> google.protobuf.Duration
+	12, // 19: notifyd.v1.Acknowledgement.json:type_name -> notifyd.v1.PathValue
+	12, // 20: notifyd.v1.Acknowledgement.xml:type_name -> notifyd.v1.PathValue
+	41, // 21: notifyd.v1.Release.accepted_before:type_name -> google.protobuf.Timestamp
+	42, // 22: notifyd.v1.Timeouts.connect:type_name -> google.protobuf.Duration
+	42, // 23: notifyd.v1.Timeouts.tls:type_name -> google.protobuf.Duration
+	42, // 24: notifyd.v1.Timeouts.first_byte:type_name -> google.protobuf.Duration
+	42, // 25: notifyd.v1.Timeouts.total:type_name -> google.protobuf.Duration
+	42, // 26: notifyd.v1.Timeouts.grace:type_name -> google.protobuf.Duration
+	42, // 27: notifyd.v1.Schedule.gaps:type_name -> google.protobuf.Duration
+	42, // 28: notifyd.v1.Schedule.window:type_name -> google.protobuf.Duration
+	2,  // 29: notifyd.v1.Ordering.dead_predecessor:type_name -> notifyd.v1.DeadPredecessor
+	17, // 30: notifyd.v1.SceneSettings.timeouts:type_name -> notifyd.v1.Timeouts
+	18, // 31: notifyd.v1.SceneSettings.schedule:type_name -> notifyd.v1.Schedule
+	1,  // 32: notifyd.v1.SceneSettings.persist:type_name -> notifyd.v1.Persist
+	11, // 33: notifyd.v1.SceneSettings.acknowledgement:type_name -> notifyd.v1.Acknowledgement
+	6,  // 34: notifyd.v1.PutMerchantRequest.merchant:type_name -> notifyd.v1.Merchant
+	6,  // 35: notifyd.v1.PutMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
+	6,  // 36: notifyd.v1.GetMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
+	6,  // 37: notifyd.v1.ListMerchantsResponse.merchants:type_name -> notifyd.v1.Merchant
+	6,  // 38: notifyd.v1.PauseMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
+	6,  // 39: notifyd.v1.ResumeMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
+	43, // 40: notifyd.v1.TestMerchantResponse.attempt:type_name -> notifyd.v1.Attempt
+	3,  // 41: notifyd.v1.KeyStatus.breaker:type_name -> notifyd.v1.BreakerState
+	41, // 42: notifyd.v1.KeyStatus.opened_at:type_name -> google.protobuf.Timestamp
+	41, // 43: notifyd.v1.KeyStatus.probe_at:type_name -> google.protobuf.Timestamp
+	4,  // 44: notifyd.v1.KeyStatus.cause:type_name -> notifyd.v1.BreakerCause
+	5,  // 45: notifyd.v1.KeyStatus.forced:type_name -> notifyd.v1.ForcedBreaker
+	41, // 46: notifyd.v1.KeyStatus.forced_at:type_name -> google.protobuf.Timestamp
+	41, // 47: notifyd.v1.KeyStatus.forced_until:type_name -> google.protobuf.Timestamp
+	41, // 48: notifyd.v1.KeyStatus.own_queue_oldest:type_name -> google.protobuf.Timestamp
+	33, // 49: notifyd.v1.ListKeysResponse.keys:type_name -> notifyd.v1.KeyStatus
+	5,  // 50: notifyd.v1.ForceBreakerRequest.state:type_name -> notifyd.v1.ForcedBreaker
+	41, // 51: notifyd.v1.ForceBreakerRequest.expires_at:type_name -> google.protobuf.Timestamp
+	33, // 52: notifyd.v1.ForceBreakerResponse.keys:type_name -> notifyd.v1.KeyStatus
+	20, // 53: notifyd.v1.Merchant.ScenesEntry.value:type_name -> notifyd.v1.SceneSettings
+	21, // 54: notifyd.v1.MerchantService.PutMerchant:input_type -> notifyd.v1.PutMerchantRequest
+	23, // 55: notifyd.v1.MerchantService.GetMerchant:input_type -> notifyd.v1.GetMerchantRequest
+	25, // 56: notifyd.v1.MerchantService.ListMerchants:input_type -> notifyd.v1.ListMerchantsRequest
+	27, // 57: notifyd.v1.MerchantService.PauseMerchant:input_type -> notifyd.v1.PauseMerchantRequest
+	29, // 58: notifyd.v1.MerchantService.ResumeMerchant:input_type -> notifyd.v1.ResumeMerchantRequest
+	31, // 59: notifyd.v1.MerchantService.TestMerchant:input_type -> notifyd.v1.TestMerchantRequest
+	34, // 60: notifyd.v1.MerchantService.ListKeys:input_type -> notifyd.v1.ListKeysRequest
+	36, // 61: notifyd.v1.MerchantService.ForceBreaker:input_type -> notifyd.v1.ForceBreakerRequest
+	22, // 62: notifyd.v1.MerchantService.PutMerchant:output_type -> notifyd.v1.PutMerchantResponse
+	24, // 63: notifyd.v1.MerchantService.GetMerchant:output_type -> notifyd.v1.GetMerchantResponse
+	26, // 64: notifyd.v1.MerchantService.ListMerchants:output_type -> notifyd.v1.ListMerchantsResponse
+	28, // 65: notifyd.v1.MerchantService.PauseMerchant:output_type -> notifyd.v1.PauseMerchantResponse
+	30, // 66: notifyd.v1.MerchantService.ResumeMerchant:output_type -> notifyd.v1.ResumeMerchantResponse
+	32, // 67: notifyd.v1.MerchantService.TestMerchant:output_type -> notifyd.v1.TestMerchantResponse
+	35, // 68: notifyd.v1.MerchantService.ListKeys:output_type -> notifyd.v1.ListKeysResponse
+	37, // 69: notifyd.v1.MerchantService.ForceBreaker:output_type -> notifyd.v1.ForceBreakerResponse
+	62, // [62:70] is the sub-list for method output_type
+	54, // [54:62] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_notifyd_v1_merchant_service_proto_init() }
@@ -2865,14 +3251,14 @@ func file_notifyd_v1_merchant_service_proto_init() {
 		return
 	}
 	file_notifyd_v1_notification_proto_init()
-	file_notifyd_v1_merchant_service_proto_msgTypes[11].OneofWrappers = []any{}
+	file_notifyd_v1_merchant_service_proto_msgTypes[12].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_notifyd_v1_merchant_service_proto_rawDesc), len(file_notifyd_v1_merchant_service_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
