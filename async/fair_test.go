@@ -304,9 +304,9 @@ func TestDrainAtTheMerchantsRate(t *testing.T) {
 func TestLateLedgerIsNobodysFault(t *testing.T) {
 	n := newNode(t)
 	n.cfg.Patience = 50 * time.Millisecond
-	var late atomic.Bool
-	late.Store(true)
-	l := n.laneWith(t, func(p *Parts) { p.Late = late.Load })
+	var behind atomic.Int64
+	behind.Store(int64(2 * behindAfter))
+	l := n.laneWith(t, func(p *Parts) { p.Behind = func() time.Duration { return time.Duration(behind.Load()) } })
 	release := make(chan struct{})
 	n.sending = func(notification.Work) { <-release }
 	run(t, l, 10*time.Second)
@@ -322,9 +322,10 @@ func TestLateLedgerIsNobodysFault(t *testing.T) {
 			t.Fatalf("%d own queues, %d wait, full: %v", s.OwnQueues, s.Waiting, l.Full())
 		}
 	}
-	if late.Store(false); l.Full() {
-		t.Error("full, and the ledger keeps up")
+	if behind.Store(int64(behindAfter / 2)); l.Full() || !l.late() {
+		t.Error("full for a moment's delay, or not even late")
 	}
+	behind.Store(0)
 	scenario.Within(t, 10*time.Second, "whoever is slow gets its own queue", func() bool { return l.Stats().OwnQueues == 1 })
 	close(release)
 	scenario.Within(t, 20*time.Second, "all are sent", func() bool { return n.count() == len(works) })

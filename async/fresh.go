@@ -25,7 +25,7 @@ const (
 	freshFor = 250 * time.Millisecond
 	// duePatience is how long one message that has come due waits: so some come through, however late the first tries are.
 	duePatience = 200 * time.Millisecond
-	// behindAfter is how late first tries are taken by an engine that does less than is submitted.
+	// behindAfter is how late first tries are taken, or records written, by an engine that does less than is submitted.
 	behindAfter = time.Second
 )
 

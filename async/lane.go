@@ -156,7 +156,7 @@ type Lane struct {
 	spread  int
 	due     Due // nil: nothing is taken from the ledger
 	away    func() bool
-	late    func() bool
+	behind  func() time.Duration
 	recall  Recall // nil: nobody is told
 	log     *zap.Logger
 	clock   func() time.Time // monotonic: for holds
@@ -217,8 +217,8 @@ type Parts struct {
 	// Away says that NATS does not answer; nil: it always does. Then Due is asked for what to send; nil: nothing is sent.
 	Away func() bool
 	Due  Due
-	// Late says that the ledger does not keep up with what is recorded; nil: it always does.
-	Late func() bool
+	// Behind is how long what is recorded waits in a ledger that writes and does not keep up; nil: it always does.
+	Behind func() time.Duration
 	// Recall is told of each stream that had to be made again; nil: nobody is.
 	Recall Recall
 }
@@ -230,7 +230,7 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Lane, error) {
 	}
 	l := &Lane{
 		cfg: cfg, js: parts.JetStream, deliver: parts.Deliverer, memory: parts.Memory, delay: parts.Delayer,
-		hand: parts.Hand, limits: parts.Limits, owned: parts.Shards, due: parts.Due, away: parts.Away, late: parts.Late, recall: parts.Recall,
+		hand: parts.Hand, limits: parts.Limits, owned: parts.Shards, due: parts.Due, away: parts.Away, behind: parts.Behind, recall: parts.Recall,
 		log: parts.Log, clock: time.Now, started: time.Now(), crashed: parts.Crashed,
 		room: make(chan struct{}, cfg.InHand), strain: newStrain(), dueRoom: make(chan struct{}, max(1, cfg.InHand/2)), pacing: newPacing(), queues: map[string]*merchantQueue{}, ready: make(chan struct{}),
 		look: ownLook{keys: map[string]string{}}, stopping: make(chan struct{}), held: map[*message]struct{}{}, acks: map[string]*groupcommit.Batcher[jetstream.Msg]{},
@@ -244,8 +244,8 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Lane, error) {
 	if l.limits == nil {
 		l.limits = func(string) Limits { return Limits{} }
 	}
-	if l.late == nil {
-		l.late = func() bool { return false }
+	if l.behind == nil {
+		l.behind = func() time.Duration { return 0 }
 	}
 	if l.away == nil {
 		l.away = func() bool { return false }
@@ -288,8 +288,14 @@ const fullFor = 20 * time.Millisecond
 // this engine is behind with what it has accepted, because there is too much of it. Accepting is a good part of what a
 // notification costs: an engine that goes on accepting delivers less the more it is given.
 func (l *Lane) Full() bool {
-	return int64(time.Since(l.started)) < l.fullUntil.Load() || l.late() || l.strain.high() && l.fresh.behind(time.Now(), l.started)
+	return int64(time.Since(l.started)) < l.fullUntil.Load() || l.behind() > behindAfter || l.strain.high() && l.fresh.behind(time.Now(), l.started)
 }
+
+// lateAfter is how long records wait in a ledger that does not keep up.
+const lateAfter = 300 * time.Millisecond
+
+// late reports whether the ledger does not keep up.
+func (l *Lane) late() bool { return l.behind() > lateAfter }
 
 // strained reports whether the engine has more to do than it can: then waiting is nobody's fault but its own.
 func (l *Lane) strained() bool { return l.late() || l.strain.high() }

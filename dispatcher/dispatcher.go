@@ -209,6 +209,7 @@ type Dispatcher struct {
 	gate        *Gate
 	owed        owed
 	lookups     *rate.Limiter // of merchants that the snapshot does not have
+	learned     atomic.Int64  // when the ledger said last which merchants changed, Unix nanoseconds
 	outage      *rate.Limiter // of log lines about calls that cannot be answered
 	unlogged    atomic.Int64  // such calls since the last line
 	wire        wire
@@ -351,6 +352,7 @@ func (d *Dispatcher) LearnMerchants(ctx context.Context) error {
 		return err
 	}
 	d.merchants.Learn(changed...)
+	d.learned.Store(d.now().UnixNano())
 	for _, m := range changed {
 		if d.async != nil { // the first look is before the lanes are there
 			d.async.Wake(m.ID) // another node may have resumed it

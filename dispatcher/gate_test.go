@@ -1,12 +1,15 @@
 package dispatcher
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"connectrpc.com/connect"
 
 	"notifyd/merchant"
 	"notifyd/notification"
@@ -280,4 +283,26 @@ func TestGateConfigNamesTheKey(t *testing.T) {
 			t.Errorf("got %v, want %q", err, key)
 		}
 	}
+}
+
+// While nobody can say which merchants there are, one that the snapshot does not have is not called missing, however many
+// ask for it.
+func TestUnknownMerchantWhileTheLedgerIsAway(t *testing.T) {
+	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+		n := &notification.Notification{MerchantID: "made elsewhere"}
+		look := func() connect.Code {
+			_, err := w.findMerchant(t.Context(), n.MerchantID)
+			return connect.CodeOf(err)
+		}
+		if got := look(); got != connect.CodeNotFound {
+			t.Errorf("the ledger says that there is none: %s", got)
+		}
+		w.memory.failMerchants = errors.New("away")
+		<-time.After(2 * staleAfter)
+		for range 200 { // more than are looked up in a second
+			if got := look(); got != connect.CodeUnavailable {
+				t.Fatalf("nobody knows: %s", got)
+			}
+		}
+	})
 }

@@ -116,13 +116,17 @@ func (d *Dispatcher) admit(ctx context.Context, s *submission) {
 	n.Route = d.router.Load().Route(n, s.m, now)
 }
 
+// staleAfter is how long the snapshot of merchants is good for saying that there is none: it is renewed every second.
+const staleAfter = 3 * time.Second
+
 // findMerchant looks into the snapshot. Of a merchant that is not in it the ledger is asked, now and then: another node may
 // have made it a moment ago. While the ledger does not answer nobody can say that there is none.
 func (d *Dispatcher) findMerchant(ctx context.Context, id string) (*merchant.Merchant, error) {
 	if m := d.merchants.Get(id); m != nil {
 		return m, nil
 	}
-	if d.lookups.Allow() || !d.merchants.Learned() {
+	stale := d.now().Sub(time.Unix(0, d.learned.Load())) > staleAfter
+	if d.lookups.Allow() || stale {
 		if err := d.LearnMerchants(ctx); err != nil {
 			return nil, d.unavailable("look up merchant", err)
 		}

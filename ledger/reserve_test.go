@@ -82,8 +82,13 @@ func TestReserveGivesUp(t *testing.T) {
 // stopProcesses stops Postgres in its tracks: the postmaster, and every session, each of which is a process.
 func stopProcesses(t *testing.T, s *server) (goOn func()) {
 	t.Helper()
+	admin := connect(t, s.URL())
 	pids := []int{s.PID()}
-	rows, err := connect(t, s.URL()).Query(t.Context(), `select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()`)
+	if err := syscall.Kill(s.PID(), syscall.SIGSTOP); err != nil { // no session is added to those that are listed
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(s.PID(), syscall.SIGCONT) })
+	rows, err := admin.Query(t.Context(), `select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()`)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -60,26 +60,23 @@ func (l *Postgres) Stats() Stats {
 	return s
 }
 
-const (
-	// lateAfter is how long a record waits at most while Postgres keeps up: a batch takes some ten milliseconds.
-	lateAfter = 300 * time.Millisecond
-	// standsStill is how long it takes a Postgres that is there to write a batch, however much it has to do.
-	standsStill = time.Second
-)
+// standsStill is how long it takes a Postgres that is there to write a batch, however much it has to do.
+const standsStill = 2 * time.Second
 
-// Late reports whether Postgres writes, and does not keep up with what is recorded: there is too much of it (P10). One that
-// stands still is away, or will be soon, which is for others to find out.
-func (l *Postgres) Late() bool {
+// Behind is how long the oldest record waits while Postgres writes: 0 where none does. A batch takes some ten milliseconds;
+// when it is much more, more is recorded than Postgres keeps up with (P10). It is 0, too, where Postgres stands still: then
+// it is away, or will be soon, which is for others to find out.
+func (l *Postgres) Behind() (behind time.Duration) {
 	now := time.Now()
 	if now.UnixNano()-l.writers.counts.last.Load() > int64(standsStill) {
-		return false
+		return 0
 	}
 	for i := range l.writers.behind {
-		if at := l.writers.behind[i].Load(); at != 0 && now.UnixNano()-at > int64(lateAfter) {
-			return true
+		if at := l.writers.behind[i].Load(); at != 0 {
+			behind = max(behind, time.Duration(now.UnixNano()-at))
 		}
 	}
-	return false
+	return behind
 }
 
 // Overdue is what should have been attempted and rests in nobody's hands.

@@ -49,14 +49,14 @@ func TestStatsWhilePostgresIsAway(t *testing.T) {
 	}
 }
 
-// A ledger that writes and does not keep up is late; one that stands still is not: it is away, or will be (P10).
-func TestLate(t *testing.T) {
+// A ledger that writes and does not keep up is behind; one that stands still is away, or will be (P10).
+func TestBehind(t *testing.T) {
 	url := shared.database(t)
 	l := openLedger(t, ledger.Config{URL: url})
 	list, records := newRecords(2, ledgertest.Start)
 	reserve(t, l, list)
-	if mustRecord(t, l, records[:1]); l.Late() {
-		t.Error("late, and nothing waits")
+	if mustRecord(t, l, records[:1]); l.Behind() != 0 {
+		t.Error("behind, and nothing waits")
 	}
 	blocker, err := connect(t, url).Begin(t.Context())
 	if err != nil {
@@ -67,14 +67,14 @@ func TestLate(t *testing.T) {
 	}
 	written := make(chan error, 1)
 	l.Record(t.Context(), records[1], func(err error) { written <- err })
-	for end := time.Now().Add(time.Minute); !l.Late(); {
+	for end := time.Now().Add(time.Minute); l.Behind() < time.Second; {
 		if time.Now().After(end) {
-			t.Fatal("a record waits, and the ledger is not late")
+			t.Fatal("a record waits, and the ledger is not behind")
 		}
 	}
-	for end := time.Now().Add(time.Minute); l.Late(); {
+	for end := time.Now().Add(time.Minute); l.Behind() > 0; {
 		if time.Now().After(end) {
-			t.Fatal("nothing is written any more, and the ledger is late still")
+			t.Fatal("nothing is written any more, and the ledger is behind still")
 		}
 	}
 	if err := blocker.Rollback(t.Context()); err != nil {

@@ -383,7 +383,7 @@ func (e *engine) makeLanes(ctx context.Context, s stores, observers dispatcher.O
 	}
 	l.async, err = async.New(ctx, e.cfg.Async, async.Parts{
 		JetStream: s.js, Deliverer: d, Memory: d, Delayer: delayer{s.queues, s.window}, Hand: table, Log: e.log.Named("async"), Crashed: s.crashed,
-		Shards: s.cluster, Spread: e.spread(), Away: s.natsAway.Away, Late: s.memory.Late, Due: s.kept, Recall: recall(s.kept, e.log.Named("async")),
+		Shards: s.cluster, Spread: e.spread(), Away: s.natsAway.Away, Behind: s.memory.Behind, Due: s.kept, Recall: recall(s.kept, e.log.Named("async")),
 		Limits: func(id string) async.Limits {
 			m := merchants.Get(id)
 			if m == nil {
@@ -508,7 +508,7 @@ func (u urls) CheckURL(raw string, policy merchant.URLPolicy, defaultURL string)
 // secrets makes signing secrets.
 type secrets struct{}
 
-func (secrets) Generate() string { return egress.GenerateSecret() }
+func (secrets) Generate() string { return sign.GenerateStandardSecret() }
 
 // laterPlaces breaks the circle between the dispatcher and the lane that knows the streams.
 type laterPlaces struct{ dispatcher.Places }

@@ -63,7 +63,7 @@ const faultsVariable = "NOTIFYD_FAULTS"
 // engine must be built with the tag "faults".
 func (r *Run) CrashAt(n *Node, p Point, patience time.Duration) (reached bool) {
 	r.tb.Helper()
-	i := Incident{What: p.String(), From: time.Now()}
+	i := Incident{What: p.String(), From: time.Now(), Blind: p.NeedsPostgresAway()}
 	n.Kill()
 	back := r.alone(n, p)
 	e := n.Launch(r.tb, nil, faultsVariable+"="+p.String())
