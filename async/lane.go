@@ -171,6 +171,8 @@ type Lane struct {
 	crowd      crowd
 	fullUntil  atomic.Int64 // see Full: nanoseconds since started
 
+	pressedUntil atomic.Int64 // see overwhelmed: the same
+
 	mu     sync.Mutex
 	queues map[string]*merchantQueue // by isolation key; only keys with something to do
 	ended  [sentLately]int           // attempts of all keys, as in merchantQueue
@@ -288,8 +290,23 @@ const fullFor = 20 * time.Millisecond
 // this engine is behind with what it has accepted, because there is too much of it. Accepting is a good part of what a
 // notification costs: an engine that goes on accepting delivers less the more it is given.
 func (l *Lane) Full() bool {
-	return int64(time.Since(l.started)) < l.fullUntil.Load() || l.behind() > behindAfter || l.strain.high() && l.fresh.behind(time.Now(), l.started)
+	return int64(time.Since(l.started)) < l.fullUntil.Load() || l.overwhelmed() || l.strain.high() && l.fresh.behind(time.Now(), l.started)
 }
+
+// overwhelmed reports whether more is recorded than the ledger keeps up with. A moment's delay is none of it: it begins with
+// a second. Whoever was overwhelmed a moment ago says so earlier: what is in hand for longer than a few hundred
+// milliseconds costs the ledger a row more.
+func (l *Lane) overwhelmed() bool {
+	behind, now := l.behind(), time.Since(l.started)
+	if behind <= lateAfter || behind <= behindAfter && int64(now) > l.pressedUntil.Load() {
+		return false
+	}
+	l.pressedUntil.Store(int64(now + pressedFor))
+	return true
+}
+
+// pressedFor is how long it is remembered that the ledger was behind.
+const pressedFor = 10 * time.Second
 
 // lateAfter is how long records wait in a ledger that does not keep up.
 const lateAfter = 300 * time.Millisecond

@@ -228,6 +228,9 @@ func (b *Book) CheckSettings(m *merchant.Merchant, at time.Time) error {
 			refuse("signer.key_id", err)
 		}
 	}
+	if wants := c.wantsCertificate(); wants != "" && secret {
+		refuse("signer.key_id", errors.New(wants+", which a secret has not: name a key with a certificate"))
+	}
 	if where := c.uses("key_id"); where != "" && s.Signer.KeyID == "" && c.algorithm != sign.None {
 		refuse("signer.key_id", fmt.Errorf("must be given: %s has it", where))
 	}

@@ -237,12 +237,21 @@ func ints(list []uint32) []int {
 
 func (k *compiler) encryption() {
 	s := k.c.settings.Encryption
+	for _, name := range []string{"ciphertext", "seal_nonce", "associated_data"} {
+		switch where := k.c.uses(name); {
+		case where == "":
+		case s.Algorithm == "":
+			k.refuse(where, "%s: nothing is encrypted, as encryption.algorithm is empty", name)
+		case strings.HasPrefix(where, "encoding.fields") || where == "encryption.associated_data":
+			k.refuse(where, "%s: it is not made yet when this is", name)
+		}
+	}
 	if s.Algorithm == "" {
 		return
 	}
 	var err error
 	if k.c.cipher, err = sign.ParseCipher(s.Algorithm); err != nil {
-		k.refuse("encryption.algorithm", "%s", err)
+		k.refuse("encryption.algorithm", "%s", strings.TrimPrefix(err.Error(), "cipher: "))
 	}
 	if s.KeyID == "" {
 		k.refuse("encryption.key_id", "must name the key in the key store that encrypts")
@@ -260,6 +269,8 @@ func (k *compiler) encryption() {
 	}
 	if k.c.settings.Encoding.Format != encode.FormatTemplate {
 		k.refuse("encoding.format", "must be template where something is encrypted, with {@ciphertext} in it")
+	} else if k.c.uses("ciphertext") != "encoding.template" {
+		k.refuse("encoding.template", "must have {@ciphertext} in it: what is encrypted would not be sent")
 	}
 }
 

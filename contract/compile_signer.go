@@ -23,7 +23,7 @@ func (k *compiler) signer() {
 	}
 	var err error
 	if k.c.output, err = sign.ParseEncoding(orElse(orElse(chosen.output, s.Output), sign.Base64.String())); err != nil {
-		k.refuse("signer.output", "%s", err)
+		k.refuse("signer.output", "%s", strings.TrimPrefix(err.Error(), "encoding: "))
 	}
 	if s.Input == "" {
 		k.refuse("signer.input", "must say what is signed, for example {body} or {sorted}")
@@ -62,7 +62,7 @@ func (k *compiler) choose(name string) (choice, bool) {
 		}
 		algorithm, err := sign.ParseAlgorithm(name)
 		if err != nil {
-			k.refuse("signer.algorithm", "%s", err)
+			k.refuse("signer.algorithm", "%s", strings.TrimPrefix(err.Error(), "algorithm: "))
 			return choice{}, false
 		}
 		return choice{algorithm: algorithm, word: strings.ToUpper(name)}, true
@@ -89,6 +89,11 @@ func (k *compiler) unsigned() {
 	} {
 		if given {
 			k.refuse(field, "nothing is signed: the algorithm is none")
+		}
+	}
+	for _, name := range []string{"key_id", "serial", "serial_decimal"} {
+		if where := k.c.uses(name); where != "" {
+			k.refuse(where, "%s: no key signs, as the algorithm is none", name)
 		}
 	}
 }

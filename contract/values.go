@@ -49,6 +49,8 @@ type values struct {
 	nonce string
 	key   *Key
 
+	id, timestamp string // made once, for several places
+
 	ciphertext, sealNonce, associated string
 }
 
@@ -70,7 +72,10 @@ func (v *values) get(name string) (string, bool) {
 	n := v.told.Notification
 	switch name {
 	case "id":
-		return n.ID.String(), true
+		if v.id == "" {
+			v.id = n.ID.String()
+		}
+		return v.id, true
 	case "attempt":
 		return strconv.Itoa(v.told.Number), true
 	case "merchant_id":
@@ -108,7 +113,10 @@ func (v *values) ofRequest(name string) (string, bool) {
 	case "create_time":
 		return instant(n.AcceptedAt)
 	case "timestamp":
-		return strconv.FormatInt(v.at.Unix(), 10), true
+		if v.timestamp == "" {
+			v.timestamp = strconv.FormatInt(v.at.Unix(), 10)
+		}
+		return v.timestamp, true
 	case "timestamp_ms":
 		return strconv.FormatInt(v.at.UnixMilli(), 10), true
 	case "datetime":

@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"notifyd/contract/sign"
 	"notifyd/notification"
 )
 
@@ -109,10 +110,10 @@ func BenchmarkBareNetHTTP(b *testing.B) {
 		r, _ := http.NewRequestWithContext(context.Background(), http.MethodPost, url, bytes.NewReader(payload))
 		r.Header.Set("Content-Type", "application/json")
 		r.Header.Set("User-Agent", userAgent)
-		r.Header.Set(HeaderID, "ntf_id")
-		r.Header.Set(HeaderTimestamp, at)
-		r.Header.Set(HeaderSignature, "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
-		r.Header.Set(HeaderAttempt, "1")
+		r.Header.Set(sign.StandardID, "ntf_id")
+		r.Header.Set(sign.StandardTimestamp, at)
+		r.Header.Set(sign.StandardSignature, "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
+		r.Header.Set("notifyd-attempt", "1")
 		resp, err := client.Do(r)
 		if err != nil {
 			b.Error(err)
@@ -121,17 +122,6 @@ func BenchmarkBareNetHTTP(b *testing.B) {
 		_, _ = io.Copy(io.Discard, resp.Body)
 		_ = resp.Body.Close()
 	})
-}
-
-func BenchmarkSign(b *testing.B) {
-	secret, err := ParseSecret(testSecret)
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.ReportAllocs()
-	for b.Loop() {
-		secret.sign("ntf_aaaaaaaaaaaaaaaaaaaaaaaaaa", "1700000000", payload)
-	}
 }
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}

@@ -96,7 +96,7 @@ func (s *side) read() bool {
 		return false
 	}
 	s.of.mu.Lock()
-	s.of.attempts = append(s.of.attempts, r.Header.Get(HeaderAttempt))
+	s.of.attempts = append(s.of.attempts, r.Header.Get("notifyd-attempt"))
 	s.of.mu.Unlock()
 	return true
 }

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"notifyd/client/verify"
 	"notifyd/merchant"
 	"notifyd/notification"
 )
@@ -83,7 +84,11 @@ func TestSendDelivered(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got.Header.Get(name), value)
 		}
 	}
-	if err := Verify(mustSecret(t, testSecret), got.Header, body.Bytes(), time.Now(), time.Minute); err != nil {
+	merchants, err := verify.Standard(testSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := merchants.VerifyMessage(verify.Message{Method: got.Method, URL: server.URL + got.URL.String(), Header: got.Header, Body: body.Bytes()}, time.Now()); err != nil {
 		t.Error(err)
 	}
 	if string(a.Request.Body) != body.String() || a.Request.URL != call.Work.NotifyURL || len(a.Request.Headers) != 6 {

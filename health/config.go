@@ -6,7 +6,7 @@ import (
 	"net/url"
 	"time"
 
-	"notifyd/egress"
+	"notifyd/contract/sign"
 )
 
 // Config of the alarms. All of it can be changed while the engine runs.
@@ -114,7 +114,7 @@ func (c WebhookConfig) validate() error {
 		}
 	}
 	if c.Secret != "" {
-		if _, err := egress.ParseSecret(string(c.Secret)); err != nil {
+		if _, err := sign.ParseStandardSecret(string(c.Secret)); err != nil {
 			return fmt.Errorf("alarms.webhook.secret: %w", err)
 		}
 	}

@@ -17,7 +17,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"notifyd/egress"
+	"notifyd/contract/sign"
 	"notifyd/ledger"
 )
 
@@ -48,8 +48,8 @@ type webhook struct {
 
 type webhookTarget struct {
 	url    string
-	host   string // for the log: a path or a query may carry a token
-	secret *egress.Secret
+	host   string              // for the log: a path or a query may carry a token
+	secret sign.StandardSecret // the zero value: nothing is signed
 }
 
 // webhookMessage is what is posted.
@@ -108,11 +108,11 @@ func (w *webhook) configure(cfg WebhookConfig) error {
 	}
 	t := &webhookTarget{url: cfg.URL, host: u.Host}
 	if cfg.Secret != "" {
-		secret, err := egress.ParseSecret(string(cfg.Secret))
+		secret, err := sign.ParseStandardSecret(string(cfg.Secret))
 		if err != nil {
 			return fmt.Errorf("alarms.webhook.secret: %w", err)
 		}
-		t.secret = &secret
+		t.secret = secret
 	}
 	w.target.Store(t)
 	return nil
@@ -190,10 +190,10 @@ func (w *webhook) post(ctx context.Context, t *webhookTarget, id string, body []
 	now := w.now()
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", "notifyd")
-	req.Header.Set(egress.HeaderID, id)
-	req.Header.Set(egress.HeaderTimestamp, strconv.FormatInt(now.Unix(), 10))
-	if t.secret != nil {
-		req.Header.Set(egress.HeaderSignature, t.secret.Sign(id, now, body))
+	req.Header.Set(sign.StandardID, id)
+	req.Header.Set(sign.StandardTimestamp, strconv.FormatInt(now.Unix(), 10))
+	if signature := t.secret.Sign(id, now, body); signature != "" {
+		req.Header.Set(sign.StandardSignature, signature)
 	}
 	resp, err := w.client.Do(req)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"notifyd/egress"
+	"notifyd/client/verify"
 	"notifyd/internal/scenario"
 	notifydv1 "notifyd/proto/notifyd/v1"
 )
@@ -85,7 +85,7 @@ func TestDelivery(t *testing.T) {
 func deliveredSignedRemembered(t *testing.T, w *world) {
 	m := scenario.NewMerchant(t)
 	secretText := w.merchant("signed", m.URL, nil)
-	secret, err := egress.ParseSecret(secretText)
+	verifier, err := verify.Standard(secretText)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func deliveredSignedRemembered(t *testing.T, w *world) {
 	if string(seen[0].Body) != n.Payload { // P5
 		t.Errorf("body %q, want %q", seen[0].Body, n.Payload)
 	}
-	if err := egress.Verify(secret, seen[0].Header, seen[0].Body, time.Now(), time.Minute); err != nil {
+	if _, err := verifier.VerifyMessage(verify.Message{Header: seen[0].Header, Body: seen[0].Body}, time.Now()); err != nil {
 		t.Errorf("signature: %v", err)
 	}
 	if seen[0].ID != res.Id || seen[0].Attempt != "1" {

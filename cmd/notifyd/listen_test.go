@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"notifyd/egress"
+	"notifyd/contract/sign"
 )
 
 // listening is a running `notifyd listen`.
@@ -29,7 +29,7 @@ var (
 
 func listenAs(t *testing.T, change func(*listenCmd)) *listening {
 	t.Helper()
-	c := &listenCmd{Addr: "127.0.0.1:0", Answer: 200, Body: "success"}
+	c := &listenCmd{Addr: "127.0.0.1:0"}
 	if change != nil {
 		change(c)
 	}
@@ -41,7 +41,7 @@ func listenAs(t *testing.T, change func(*listenCmd)) *listening {
 	said := func() string { return l.out.String() + l.err.String() }
 	eventually(t, "it listens", func() bool { return listensAt.MatchString(said()) && strings.Contains(said(), "notifyd send\n") })
 	l.url = listensAt.FindStringSubmatch(said())[1]
-	if l.secret = c.Secret; !madeSecret.MatchString(l.secret) {
+	if l.secret = c.Secret; c.Profile == "" && !madeSecret.MatchString(l.secret) {
 		t.Fatalf("secret %q", l.secret)
 	}
 	return l
@@ -55,15 +55,15 @@ func (l *listening) tell(t *testing.T, id, secretText, body string) (int, string
 		t.Fatal(err)
 	}
 	if secretText != "" {
-		secret, err := egress.ParseSecret(secretText)
+		secret, err := sign.ParseStandardSecret(secretText)
 		if err != nil {
 			t.Fatal(err)
 		}
 		now := time.Now()
-		req.Header.Set(egress.HeaderID, id)
-		req.Header.Set(egress.HeaderAttempt, "2")
-		req.Header.Set(egress.HeaderTimestamp, strconv.FormatInt(now.Unix(), 10))
-		req.Header.Set(egress.HeaderSignature, secret.Sign(id, now, []byte(body)))
+		req.Header.Set(sign.StandardID, id)
+		req.Header.Set("notifyd-attempt", "2")
+		req.Header.Set(sign.StandardTimestamp, strconv.FormatInt(now.Unix(), 10))
+		req.Header.Set(sign.StandardSignature, secret.Sign(id, now, []byte(body)))
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
@@ -85,7 +85,7 @@ func TestListenVerifiesAnswersAndPrints(t *testing.T) {
 			t.Errorf("answered %d %q", status, body)
 		}
 	}
-	if status, _ := l.tell(t, "ntf_2", egress.GenerateSecret(), "evil \x1b[2J"); status != http.StatusUnauthorized {
+	if status, _ := l.tell(t, "ntf_2", sign.GenerateStandardSecret(), "evil \x1b[2J"); status != http.StatusUnauthorized {
 		t.Errorf("a wrong signature was answered with %d", status)
 	}
 	if status, _ := l.tell(t, "", "", "unsigned"); status != http.StatusUnauthorized {
@@ -95,16 +95,16 @@ func TestListenVerifiesAnswersAndPrints(t *testing.T) {
 		t.Errorf("exit code %d: %s", code, l.err.String())
 	}
 	wants(t, "the lines", l.out.String(), "ntf_1  attempt 2  verified  29 bytes  answered 200  POST /notify\n    {\"paid\":true,\"note\":\"登录\"}\n", "repeat (2 times)",
-		"ntf_2  attempt 2  NOT VERIFIED (no signature matches)", "answered 401", "-  attempt -  NOT VERIFIED (webhook-id, webhook-timestamp or webhook-signature is missing)", "4 requests received")
+		"ntf_2  attempt 2  NOT VERIFIED (no signature matches)", "answered 401", "-  attempt -  NOT VERIFIED (webhook-id, webhook-timestamp, webhook-signature missing)", "4 requests received")
 	if strings.Contains(l.out.String(), "\x1b") {
 		t.Error("an escape sequence reached the terminal")
 	}
 }
 
 func TestListenAnswersAsAsked(t *testing.T) {
-	given := egress.GenerateSecret()
+	given := sign.GenerateStandardSecret()
 	l := listenAs(t, func(c *listenCmd) {
-		c.Secret, c.Answer, c.Body, c.Delay, c.AcceptUnsigned, c.JSON = given, 503, "try again", 50*time.Millisecond, true, true
+		c.Secret, c.Answer, c.Body, c.Delay, c.AcceptUnsigned, c.JSON = given, 503, new("try again"), 50*time.Millisecond, true, true
 	})
 	began := time.Now()
 	if status, body := l.tell(t, "", "", "{}"); status != 503 || body != "try again" || time.Since(began) < 50*time.Millisecond {

@@ -22,6 +22,7 @@ type commands struct {
 	Keygen  keygenCmd  `cmd:"" help:"Make an operator's key, or a master key."`
 	Send    sendCmd    `cmd:"" help:"Submit notifications from a file of JSON lines or from standard input."`
 	Listen  listenCmd  `cmd:"" help:"Play a merchant: receive, verify, answer, print."`
+	Verify  verifyCmd  `cmd:"" help:"Check a captured callback as its merchant does, offline, and say what is wrong."`
 	Prove   proveCmd   `cmd:"" help:"Check that everything accepted is delivered, final or visibly waiting."`
 	Access  accessCmd  `cmd:"" help:"Block, allow and release merchants and sources."`
 	Keys    keysCmd    `cmd:"" help:"Import, make, rotate and retire keys and certificates; rotate the master key."`

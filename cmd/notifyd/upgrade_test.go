@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"notifyd/egress"
+	"notifyd/client/verify"
 	"notifyd/internal/scenario"
 	notifydv1 "notifyd/proto/notifyd/v1"
 )
@@ -66,11 +66,11 @@ dispatcher: {gate: {consecutive_failures: 1000}}
 func (s *shops) verify(t *testing.T, secrets map[string]string) {
 	t.Helper()
 	for _, seen := range s.Seen() {
-		secret, err := egress.ParseSecret(secrets[filepath.Base(seen.Path)])
+		verifier, err := verify.Standard(secrets[filepath.Base(seen.Path)])
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := egress.Verify(secret, seen.Header, seen.Body, seen.At, time.Minute); err != nil {
+		if _, err := verifier.VerifyMessage(verify.Message{Header: seen.Header, Body: seen.Body}, seen.At); err != nil {
 			t.Errorf("signature of %s for %s: %v", seen.ID, seen.Path, err)
 		}
 	}

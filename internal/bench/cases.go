@@ -26,6 +26,8 @@ type kind struct {
 	dead    float64 // share of the traffic that goes to merchants who refuse connections
 	persist notifydv1.Persist
 	args    []string
+	key     string // the algorithm of a private key that signs each request; empty: HMAC, as by default
+	signs   string // how
 }
 
 func kinds() map[string]kind {
@@ -40,6 +42,9 @@ func kinds() map[string]kind {
 		"tls13":        {tls: true},
 		"newconn":      {sink: rig.SinkConfig{Close: true}},
 		"dead":         {dead: 0.05},
+		"rsa":          {key: "rsa-2048", signs: "rsa-sha256"},
+		"ed25519":      {key: "ed25519", signs: "ed25519"},
+		"sm2":          {key: "sm2", signs: "sm2-sm3"},
 	}
 }
 
@@ -180,6 +185,12 @@ func start(ctx context.Context, s settings, k kind, sh shape, dir string) (b *be
 		return b, stop, err
 	}
 	own := &notifydv1.Merchant{Persist: k.persist}
+	if k.key != "" {
+		if err := b.engine.GenerateKey(ctx, signingKey, k.key); err != nil {
+			return b, stop, err
+		}
+		own.Contract = &notifydv1.Contract{Profile: "custom", Signer: &notifydv1.Signer{Algorithm: k.signs, KeyId: signingKey, Input: "{timestamp}.{body}", Header: "X-Signature"}}
+	}
 	classes := []rig.Merchants{{Class: "bench", Count: sh.Merchants, Base: b.sink.URL, Settings: own}}
 	if k.dead > 0 { // the door is closed
 		classes = append(classes, rig.Merchants{Class: "dead", Count: max(1, int(k.dead*float64(sh.Merchants))), Base: b.sink.Door, Settings: own})
@@ -195,6 +206,9 @@ func start(ctx context.Context, s settings, k kind, sh shape, dir string) (b *be
 	}
 	return b, stop, b.rest(ctx)
 }
+
+// signingKey is the name of the key that signs for all merchants.
+const signingKey = "bench"
 
 func (b *bench) targets() []rig.Target {
 	all := []rig.Target{{Class: "bench", Count: b.Merchants, Share: 1 - b.dead}}

@@ -15,7 +15,8 @@ import (
 
 	"connectrpc.com/connect"
 
-	"notifyd/egress"
+	"notifyd/client/verify"
+	"notifyd/contract/sign"
 	"notifyd/proto/notifyd/v1/notifydv1connect"
 )
 
@@ -25,7 +26,6 @@ const (
 
 	// shutdownBound is what the merchants get to end their answers; those that wait on purpose end at once.
 	shutdownBound = 5 * time.Second
-	maxBody       = 1 << 20
 )
 
 // Config is the demo's. Only IntakeURL must be given.
@@ -67,8 +67,8 @@ func New(config Config) *Demo {
 	d.submit = notifydv1connect.NewNotificationServiceClient(d.client, base, connect.WithProtoJSON())
 	d.settings = notifydv1connect.NewMerchantServiceClient(d.client, base, connect.WithProtoJSON())
 	for _, a := range d.actors {
-		a.secretText = egress.GenerateSecret()
-		a.secret, _ = egress.ParseSecret(a.secretText) // it reads what it has made
+		a.secret = sign.GenerateStandardSecret()
+		a.verifier, _ = verify.Standard(a.secret) // it takes what was just made
 	}
 	return d
 }

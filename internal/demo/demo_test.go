@@ -18,7 +18,7 @@ import (
 	"buf.build/go/protovalidate"
 	"connectrpc.com/connect"
 
-	"notifyd/egress"
+	"notifyd/contract/sign"
 	notifydv1 "notifyd/proto/notifyd/v1"
 	"notifyd/proto/notifyd/v1/notifydv1connect"
 )
@@ -208,17 +208,21 @@ func TestGoesOnWithoutAnIntake(t *testing.T) {
 }
 
 // tell makes a signed call as the engine does.
-func tell(t *testing.T, d *Demo, id string, secret egress.Secret) (status int, answer string, err error) {
+func tell(t *testing.T, d *Demo, id, secretText string) (status int, answer string, err error) {
 	t.Helper()
+	secret, err := sign.ParseStandardSecret(secretText)
+	if err != nil {
+		t.Fatal(err)
+	}
 	body := []byte(`{"trade_status":"TRADE_SUCCESS"}`)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, d.URL()+"/"+id+"/notify", bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
 	now := time.Now()
-	req.Header.Set(egress.HeaderID, "n1")
-	req.Header.Set(egress.HeaderTimestamp, strconv.FormatInt(now.Unix(), 10))
-	req.Header.Set(egress.HeaderSignature, secret.Sign("n1", now, body))
+	req.Header.Set(sign.StandardID, "n1")
+	req.Header.Set(sign.StandardTimestamp, strconv.FormatInt(now.Unix(), 10))
+	req.Header.Set(sign.StandardSignature, secret.Sign("n1", now, body))
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return 0, "", err

@@ -12,7 +12,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"notifyd/egress"
+	"notifyd/client/verify"
 	notifydv1 "notifyd/proto/notifyd/v1"
 )
 
@@ -37,9 +37,9 @@ type actor struct {
 	set     func(m *notifydv1.Merchant) // settings beyond id, name, notify URL and secret; may be nil
 	answer  func(n uint64) reply        // to its nth verified call
 
-	secretText string
-	secret     egress.Secret
-	calls      atomic.Uint64
+	secret   string
+	verifier *verify.Verifier
+	calls    atomic.Uint64
 }
 
 // reply is what a merchant does about a call. The zero value is 200 without a body.
@@ -133,7 +133,7 @@ func (a *actor) path() string { return "/" + a.ID + "/notify" }
 func (a *actor) merchant(base string) *notifydv1.Merchant {
 	m := &notifydv1.Merchant{
 		Id: a.ID, Name: a.Name, NotifyUrl: base + a.path(),
-		Contract: &notifydv1.Contract{Signer: &notifydv1.Signer{Secret: a.secretText}},
+		Contract: &notifydv1.Contract{Signer: &notifydv1.Signer{Secret: a.secret}},
 	}
 	if a.set != nil {
 		a.set(m)
@@ -149,17 +149,9 @@ func (d *Demo) handler() http.Handler {
 	return mux
 }
 
-// signatureTolerance is what Standard Webhooks advises.
-const signatureTolerance = 5 * time.Minute
-
 // ServeHTTP is the merchant's side of a call: read, verify, answer.
 func (a *actor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if err != nil {
-		http.Error(w, "cannot read the body", http.StatusBadRequest)
-		return
-	}
-	if err := egress.Verify(a.secret, r.Header, body, time.Now(), signatureTolerance); err != nil {
+	if _, err := a.verifier.Verify(r); err != nil {
 		http.Error(w, err.Error(), http.StatusUnauthorized)
 		return
 	}

@@ -12,7 +12,7 @@ import (
 	"strconv"
 	"time"
 
-	"notifyd/egress"
+	"notifyd/contract/sign"
 )
 
 // FloorConfig says what the bare client asks.
@@ -41,7 +41,7 @@ func StartFloor(ctx context.Context, cfg FloorConfig) (*Floor, error) {
 func (f *Floor) Order(o FloorOrder) (p Paced, err error) { return p, f.Ask(o, &p) }
 
 func runFloor(cfg FloorConfig) error {
-	secret, err := egress.ParseSecret(egress.GenerateSecret())
+	secret, err := sign.ParseStandardSecret(sign.GenerateStandardSecret())
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func runFloor(cfg FloorConfig) error {
 	})
 }
 
-func post(client *http.Client, url string, secret egress.Secret, body []byte) error {
+func post(client *http.Client, url string, secret sign.StandardSecret, body []byte) error {
 	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return err

@@ -50,6 +50,15 @@ func (e *Engine) Register(ctx context.Context, classes ...Merchants) error {
 	return nil
 }
 
+// GenerateKey makes a key that signs requests.
+func (e *Engine) GenerateKey(ctx context.Context, name, algorithm string) error {
+	client := notifydv1connect.NewKeyServiceClient(&http.Client{}, e.Intakes[0])
+	_, err := client.GenerateKey(ctx, connect.NewRequest(&notifydv1.GenerateKeyRequest{
+		Name: name, Purpose: notifydv1.KeyPurpose_KEY_PURPOSE_SIGN, Key: &notifydv1.GeneratedKey{Algorithm: algorithm},
+	}))
+	return err
+}
+
 func (c Merchants) merchant(i int) *notifydv1.Merchant {
 	m := &notifydv1.Merchant{Id: MerchantID(c.Class, i), NotifyUrl: c.Base + "/" + MerchantPath(c.Class, i)}
 	if s := c.Settings; s != nil {

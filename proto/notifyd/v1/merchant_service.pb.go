@@ -845,7 +845,7 @@ type Signer struct {
 	SignEmpty bool `protobuf:"varint,10,opt,name=sign_empty,json=signEmpty,proto3" json:"sign_empty,omitempty"`
 	// Of sm2-sm3: the user id. Default: 1234567812345678.
 	UserId string `protobuf:"bytes,11,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	// Of ecdsa-sha256 and sm2-sm3: r and s one after the other instead of ASN.1.
+	// Of sm2-sm3: r and s one after the other instead of ASN.1.
 	RawSignature bool `protobuf:"varint,12,opt,name=raw_signature,json=rawSignature,proto3" json:"raw_signature,omitempty"`
 	// Every attempt has the first one's signature: timestamp and nonce are those of the acceptance.
 	Frozen bool `protobuf:"varint,13,opt,name=frozen,proto3" json:"frozen,omitempty"`
