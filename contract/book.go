@@ -2,6 +2,7 @@ package contract
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"strings"
@@ -166,7 +167,7 @@ func signKey(key *keys.Key) (sign.Key, error) {
 	return sign.Key{}, fmt.Errorf("key %s: has nothing to sign with", key.ID())
 }
 
-// Request makes the request of one attempt for a merchant; see Contract.Request for its errors.
+// Request makes the request of one attempt for a merchant, with entropy of its own where none is given; see Contract.Request for its errors.
 func (b *Book) Request(ctx context.Context, m *merchant.Merchant, told Told, o Options) (Request, error) {
 	p, err := b.page(m, told.Notification.Scene)
 	if err != nil {
@@ -175,6 +176,9 @@ func (b *Book) Request(ctx context.Context, m *merchant.Merchant, told Told, o O
 	inUse, err := b.keys(p, told.At)
 	if err != nil {
 		return Request{}, err
+	}
+	if p.contract.usesEntropy && told.Entropy == [32]byte{} {
+		_, _ = rand.Read(told.Entropy[:]) // never fails: it ends the process instead
 	}
 	return p.contract.Request(ctx, told, inUse, func(ctx context.Context, signer *sign.Signer, message []byte) ([]byte, error) {
 		return b.pool.Sign(ctx, m.ID, signer, message)

@@ -1,6 +1,7 @@
 package contract_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -83,5 +84,43 @@ func TestCheckSettings(t *testing.T) {
 				t.Errorf("%v shows the secret", err)
 			}
 		})
+	}
+}
+
+// TestNoncesDiffer: whoever asks for a nonce, or for something encrypted, gets another one in each request.
+func TestNoncesDiffer(t *testing.T) {
+	book := contract.NewBook(ring(t), sign.NewPool(1))
+	hmac := merchant.Signer{Algorithm: "hmac-sha256", Input: "{body}", Header: "X-Sign"}
+	signed := func(change func(*merchant.Signer)) merchant.Signer {
+		s := hmac
+		change(&s)
+		return s
+	}
+	for name, settings := range map[string]merchant.Contract{
+		"wechatpay-v2":           {Profile: contract.WeChatPayV2},
+		"a field":                {Profile: contract.Custom, Encoding: merchant.Encoding{Format: "json", Fields: map[string]string{"n": "@nonce!"}}, Signer: hmac},
+		"a template":             {Profile: contract.Custom, Encoding: merchant.Encoding{Format: "template", ContentType: "text/plain", Template: "n={@nonce|url}"}, Signer: hmac},
+		"a header":               {Profile: contract.Custom, Encoding: merchant.Encoding{Headers: map[string]string{"X-Nonce": "n-{nonce}"}}, Signer: hmac},
+		"the signature's header": {Profile: contract.Custom, Signer: signed(func(s *merchant.Signer) { s.HeaderValue = "n={nonce},s={signature}" })},
+		"what is signed":         {Profile: contract.Custom, Signer: signed(func(s *merchant.Signer) { s.Input = "{nonce}{body}" })},
+		"what is encrypted": {
+			Profile: contract.Custom, Signer: hmac, Encryption: merchant.Encryption{Algorithm: "aes-256-gcm", KeyID: "seal"},
+			Encoding: merchant.Encoding{Format: "template", ContentType: "text/plain", Template: "{@seal_nonce}.{@ciphertext}"},
+		},
+	} {
+		m := &merchant.Merchant{ID: name, Version: 1, Contract: settings, Secrets: merchant.Secrets{SigningSecret: "0123456789abcdef0123"}}
+		requests := map[string]bool{}
+		for range 3 {
+			n := told(`{"a":1}`)
+			n.Entropy = [32]byte{}
+			r, err := book.Request(t.Context(), m, n, contract.Options{})
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			requests[fmt.Sprint(r.Headers, string(r.Body))] = true
+		}
+		if len(requests) != 3 {
+			t.Errorf("%s: %d of 3 requests differ", name, len(requests))
+		}
 	}
 }

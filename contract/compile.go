@@ -41,6 +41,8 @@ type Contract struct {
 	acknowledgement *answer.Acknowledgement
 	usesPayload     bool
 	usesFields      bool
+	signsSorted     bool
+	usesEntropy     bool
 	mayRefuse       bool // some notification cannot be carried
 }
 
@@ -95,6 +97,7 @@ func Compile(given merchant.Contract) (*Contract, error) {
 	if len(k.errs) > 0 {
 		return nil, errors.Join(k.errs...)
 	}
+	k.c.usesEntropy = k.c.inner != nil || k.c.uses("nonce") != "" || slices.Contains(k.c.profile.adds, addition{"nonce_str", "@nonce"})
 	k.c.mayRefuse = k.c.mayRefuse || k.c.usesPayload || k.c.usesFields || k.c.settings.Encoding.Format != encode.FormatRaw
 	return k.c, nil
 }

@@ -128,7 +128,7 @@ func (k *compiler) input(text string) {
 	if k.c.settings.Signer.Field != "" && k.c.input.Uses("body") {
 		k.refuse("signer.input", "{body} has the signature in it, which goes to a field; sign {sorted}, or put it into a header")
 	}
-	if k.c.input.Uses("sorted") || k.c.input.Uses("sorted_sha256") {
+	if k.c.signsSorted = k.c.input.Uses("sorted") || k.c.input.Uses("sorted_sha256"); k.c.signsSorted {
 		k.c.usesFields, k.c.usesPayload = true, k.c.usesPayload || k.c.mapping.UsesPayload()
 	}
 }

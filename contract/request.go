@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"notifyd/contract/encode"
 	"notifyd/contract/sign"
@@ -79,8 +81,9 @@ func (c *Contract) Request(ctx context.Context, told Told, keys Keys, signing Si
 	if c.algorithm != sign.None && len(keys.Sign) == 0 || c.inner != nil && keys.Seal.Len() == 0 {
 		return Request{}, ErrNoKey
 	}
-	b := &building{c: c, ctx: ctx, keys: keys.Sign, seal: keys.Seal, signing: signing, options: o}
-	key := &Key{}
+	b := &building{c: c, ctx: ctx, keys: keys.Sign, seal: keys.Seal, signing: signing, options: o, buffers: takeBuffers()}
+	defer b.giveBack()
+	key := &noKey
 	if len(keys.Sign) > 0 {
 		key = &keys.Sign[0]
 	}
@@ -99,7 +102,8 @@ func (c *Contract) Check(n *notification.Notification) error {
 	if !c.mayRefuse {
 		return nil
 	}
-	b := &building{c: c, dry: true}
+	b := &building{c: c, dry: true, buffers: takeBuffers()}
+	defer b.giveBack()
 	b.values = c.valuesOf(Told{Notification: n, Number: 1_000_000, At: n.AcceptedAt}, &Key{Serial: longest[:64], SerialDecimal: longest[:64], ID: longest[:256]})
 	return b.build()
 }
@@ -107,8 +111,39 @@ func (c *Contract) Check(n *notification.Notification) error {
 // longest stands for what a dry run does not make: a signature of RSA's longest key in hexadecimal digits, or less.
 var longest = strings.Repeat("0", 2*sign.MaxRSABits/8)
 
+// noKey is what a request without a signature is made with.
+var noKey Key
+
+// buffers are what requests in the making leave to each other: every attempt makes one. Nothing of them gets into a request.
+type buffers struct {
+	texts  []byte // values that patterns ask for
+	header []byte // a header's value
+	signed []byte // what is signed
+}
+
+var spareBuffers = sync.Pool{New: func() any { return &buffers{} }}
+
+func takeBuffers() *buffers {
+	b, ok := spareBuffers.Get().(*buffers)
+	if !ok { // cannot be: nothing else is in there
+		b = &buffers{}
+	}
+	b.texts = b.texts[:0]
+	return b
+}
+
+// maxKept is the largest buffer that is kept for other requests.
+const maxKept = 64 << 10
+
+func (b *buffers) giveBack() {
+	if max(cap(b.texts), cap(b.header), cap(b.signed)) <= maxKept {
+		spareBuffers.Put(b)
+	}
+}
+
 // building is a request in the making.
 type building struct {
+	*buffers
 	c       *Contract
 	ctx     context.Context //nolint:containedctx // a request's own, as long as it is being made
 	keys    []Key
@@ -137,9 +172,13 @@ func (b *building) build() error {
 	return b.addHeaders()
 }
 
+// ordinaryHeaders are those beside the contract's own: the type, the signature, the engine's.
+const ordinaryHeaders = 5
+
 func (b *building) parse() (err error) {
 	n := b.values.told.Notification
 	b.request.Method, b.request.URL = b.c.method, n.NotifyURL
+	b.request.Headers = make([]notification.Header, 0, ordinaryHeaders+len(b.c.headers))
 	if b.c.usesPayload {
 		if n.ContentType != "" && !strings.Contains(n.ContentType, "json") {
 			return fmt.Errorf("the contract reads a payload of JSON, and this is %q", n.ContentType)
@@ -248,7 +287,7 @@ func (b *building) serialise(raw []byte) error {
 	}
 	b.request.URL, b.request.Body = made.URL, made.Body
 	if made.ContentType != "" {
-		b.header("Content-Type", made.ContentType)
+		b.addHeader("Content-Type", made.ContentType)
 	}
 	return nil
 }
@@ -256,14 +295,14 @@ func (b *building) serialise(raw []byte) error {
 // addHeaders are the contract's, the signature's among them.
 func (b *building) addHeaders() error {
 	for _, h := range b.c.headers {
-		value, err := h.value.Append(nil, b.named)
+		var err error
+		if b.buffers.header, err = h.value.Append(b.buffers.header[:0], b.named); err == nil {
+			err = checkHeader(b.buffers.header)
+		}
 		if err != nil {
 			return &EncodeError{fmt.Errorf("header %s: %w", h.name, err)}
 		}
-		if err := checkHeader(value); err != nil {
-			return &EncodeError{fmt.Errorf("header %s: %w", h.name, err)}
-		}
-		b.header(h.name, string(value))
+		b.addHeader(h.name, string(b.buffers.header))
 	}
 	name := b.c.settings.Signer.Header
 	if name == "" {
@@ -276,7 +315,7 @@ func (b *building) addHeaders() error {
 	if err := checkHeader(value); err != nil {
 		return &EncodeError{fmt.Errorf("header %s: %w", name, err)}
 	}
-	b.header(name, value)
+	b.addHeader(name, value)
 	return nil
 }
 
@@ -290,7 +329,7 @@ func checkHeader[T string | []byte](value T) error {
 	return nil
 }
 
-func (b *building) header(name, value string) {
+func (b *building) addHeader(name, value string) {
 	b.request.Headers = append(b.request.Headers, notification.Header{Name: name, Value: value})
 }
 
@@ -309,19 +348,19 @@ func (b *building) signatures() (string, error) {
 	}
 	value := func(i int, name string) ([]byte, bool) {
 		if name == "signature" {
-			return []byte(made[i]), true
+			return b.text(made[i]), true
 		}
 		return b.named(name)
 	}
+	var err error
+	to := b.buffers.header[:0]
 	if b.c.each == nil {
-		text, err := b.c.value.Append(nil, func(name string) ([]byte, bool) { return value(0, name) })
-		return string(text), encoded(err)
+		to, err = b.c.value.Append(to, func(name string) ([]byte, bool) { return value(0, name) })
+	} else if to, err = b.c.head.Append(to, b.named); err == nil {
+		to, err = b.c.each.AppendEach(to, count, b.c.profile.several.separator, value)
 	}
-	text, err := b.c.head.Append(nil, b.named)
-	if err == nil {
-		text, err = b.c.each.AppendEach(text, count, b.c.profile.several.separator, value)
-	}
-	return string(text), encoded(err)
+	b.buffers.header = to
+	return string(to), encoded(err)
 }
 
 func encoded(err error) error {
@@ -353,9 +392,11 @@ func (b *building) sign(i int) (string, error) {
 		b.request.KeyIDs = append(b.request.KeyIDs, key.ID)
 	}
 	if b.options.Trace && i == 0 {
-		if b.request.Signed, err = b.message(&Key{}); err != nil {
+		masked, err := b.message(&noKey)
+		if err != nil {
 			return "", encoded(err)
 		}
+		b.request.Signed = bytes.Clone(masked)
 	}
 	return b.c.output.Encode(raw), nil
 }
@@ -365,7 +406,8 @@ func (b *building) message(key *Key) ([]byte, error) {
 	if err := b.sort(); err != nil {
 		return nil, err
 	}
-	return b.c.input.Append(nil, func(name string) ([]byte, bool) {
+	var err error
+	b.signed, err = b.c.input.Append(b.signed[:0], func(name string) ([]byte, bool) {
 		switch name {
 		case "body":
 			return b.request.Body, true
@@ -388,11 +430,12 @@ func (b *building) message(key *Key) ([]byte, error) {
 		}
 		return b.named(name)
 	})
+	return b.signed, err
 }
 
 // sort makes the text of the fields that are signed, once for all keys.
 func (b *building) sort() (err error) {
-	if b.sorted == nil && (b.c.input.Uses("sorted") || b.c.input.Uses("sorted_sha256")) {
+	if b.sorted == nil && b.c.signsSorted {
 		b.sorted, err = b.c.sort.Append([]byte{}, b.fields)
 	}
 	return err
@@ -400,7 +443,14 @@ func (b *building) sort() (err error) {
 
 func (b *building) named(name string) ([]byte, bool) {
 	text, ok := b.values.get(name)
-	return []byte(text), ok
+	return b.text(text), ok
+}
+
+// text is a value's bytes, until the request is made.
+func (b *buffers) text(value string) []byte {
+	from := len(b.texts)
+	b.texts = append(b.texts, value...)
+	return b.texts[from:]
 }
 
 // AttemptHeader counts attempts for the merchant.

@@ -15,7 +15,7 @@ type Told struct {
 	Notification *notification.Notification
 	Number       int // of the attempt, from 1
 	At           time.Time
-	Entropy      [32]byte // random: the nonces are made of it
+	Entropy      [32]byte // random: the nonces are made of it. See Book.Request
 }
 
 // valueKinds are the names of what the engine knows, for @name in a source and {name} in a pattern, and what each is.

@@ -2,7 +2,6 @@ package egress
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"strings"
 	"time"
@@ -40,7 +39,6 @@ type order struct {
 func (c *Client) order(ctx context.Context, call Call, at time.Time) (order, error) {
 	work := call.Work
 	told := contract.Told{Notification: work.Notification, Number: call.Number, At: at}
-	c.entropy(told.Entropy[:])
 	made, err := c.contracts.Request(ctx, call.Merchant, told, contract.Options{Wrong: call.WrongSignature, Trace: call.Kind == notification.KindTest})
 	if err != nil {
 		return order{}, err
@@ -65,9 +63,6 @@ func (c *Client) order(ctx context.Context, call Call, at time.Time) (order, err
 		record: notification.Request{Method: made.Method, URL: made.URL, Headers: kept, Body: made.Body},
 	}, nil
 }
-
-// entropy fills in what nonces are made of.
-func (c *Client) entropy(random []byte) { _, _ = rand.Read(random) } // never fails: it ends the process instead
 
 func (c *Client) target(raw string) (target, error) {
 	if to, ok := c.targets.get(raw); ok {
