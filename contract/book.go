@@ -226,7 +226,11 @@ func (b *Book) CheckSettings(m *merchant.Merchant, at time.Time) error {
 			refuse("signer.secret", err)
 		}
 	case s.Signer.KeyID == "":
-		refuse("signer.key_id", errors.New("must name a key for "+c.algorithm.String()+", or signer.secret must be given where it signs with a secret"))
+		rule := "must name a key in the key store: " + c.algorithm.String() + " signs with it"
+		if c.algorithm.KeyKind() == sign.KeySecret {
+			rule += ", or with signer.secret"
+		}
+		refuse("signer.key_id", errors.New(rule))
 	default:
 		if err := b.checkKey(c, s.Signer.KeyID, m.ID, at); err != nil {
 			refuse("signer.key_id", err)

@@ -202,7 +202,7 @@ func TestSendWriteTimeout(t *testing.T) {
 	m := play(t, func(s *side) { <-s.of.done })
 	slow := func(c *Config) { short(c); c.TotalTimeout = time.Second } // to connect takes a moment, too
 	c := newClient(t, slow)
-	a := c.Send(t.Context(), callTo(m.url(), make([]byte, 64<<20)))
+	a := c.Send(t.Context(), callTo(m.url(), make([]byte, 16<<20)))
 	check(t, a, want{notification.OutcomeUnconfirmed, notification.ReasonWriteTimeout, 1})
 	if a.Took > 3*time.Second {
 		t.Errorf("took %v", a.Took)
@@ -210,7 +210,7 @@ func TestSendWriteTimeout(t *testing.T) {
 	cert, roots := certificate(t)
 	m = play(t, overTLS(&tls.Config{Certificates: []tls.Certificate{cert}}, func(s *side) { <-s.of.done }))
 	c = newClient(t, func(c *Config) { slow(c); c.Roots = roots })
-	a = c.Send(t.Context(), callTo("https://"+m.addr, make([]byte, 64<<20)))
+	a = c.Send(t.Context(), callTo("https://"+m.addr, make([]byte, 16<<20)))
 	check(t, a, want{notification.OutcomeUnconfirmed, notification.ReasonWriteTimeout, 1})
 	if a.Took > 3*time.Second {
 		t.Errorf("took %v: crypto/tls waited for its farewell", a.Took)

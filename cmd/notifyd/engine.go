@@ -350,6 +350,14 @@ func (e *engine) startLanes(ctx context.Context, s stores, observers dispatcher.
 	return e.startIntake(ctx, l)
 }
 
+// behind is how far the ledger is behind while it is there: what is recorded while it is away goes elsewhere.
+func (s stores) behind() time.Duration {
+	if s.pgAway.Away() {
+		return 0
+	}
+	return s.memory.Behind()
+}
+
 func (e *engine) makeLanes(ctx context.Context, s stores, observers dispatcher.Observers) (*lanes, error) {
 	ring := keys.NewRing()
 	contracts := contract.NewBook(ring, sign.NewPool(0))
@@ -383,7 +391,7 @@ func (e *engine) makeLanes(ctx context.Context, s stores, observers dispatcher.O
 	}
 	l.async, err = async.New(ctx, e.cfg.Async, async.Parts{
 		JetStream: s.js, Deliverer: d, Memory: d, Delayer: delayer{s.queues, s.window}, Hand: table, Log: e.log.Named("async"), Crashed: s.crashed,
-		Shards: s.cluster, Spread: e.spread(), Away: s.natsAway.Away, Behind: s.memory.Behind, Due: s.kept, Recall: recall(s.kept, e.log.Named("async")),
+		Shards: s.cluster, Spread: e.spread(), Away: s.natsAway.Away, Behind: s.behind, Due: s.kept, Recall: recall(s.kept, e.log.Named("async")),
 		Limits: func(id string) async.Limits {
 			m := merchants.Get(id)
 			if m == nil {
