@@ -69,8 +69,8 @@ func (b *Book) page(m *merchant.Merchant, scene string) (*page, error) {
 
 func newPage(m *merchant.Merchant) *page {
 	p := &page{version: m.Version}
-	if p.contract, p.err = Compile(m.Contract); p.err != nil {
-		p.err = &EncodeError{p.err}
+	if p.contract, p.err = Compile(m.Contract); p.err != nil { // stored by a version that knows more, or was less strict
+		p.err = fmt.Errorf("%w: %w", ErrSettings, p.err)
 		return p
 	}
 	p.until = m.Secrets.PreviousUntil
@@ -126,6 +126,9 @@ func (b *Book) keys(p *page, at time.Time) (Keys, error) {
 			ready, err := p.prepare(key)
 			if err != nil {
 				return Keys{}, fmt.Errorf("%w: %w", ErrNoKey, err)
+			}
+			if wants := c.certificate; wants != "" && key.SerialNumber == "" {
+				return Keys{}, fmt.Errorf("%w: key %s has no certificate, and %s", ErrNoKey, key.ID(), wants)
 			}
 			out.Sign = append(out.Sign, ready)
 		}

@@ -1,12 +1,14 @@
 package contract_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"notifyd/contract"
+	"notifyd/contract/answer"
 	"notifyd/contract/sign"
 	"notifyd/keys"
 	"notifyd/merchant"
@@ -122,5 +124,55 @@ func TestNoncesDiffer(t *testing.T) {
 		if len(requests) != 3 {
 			t.Errorf("%s: %d of 3 requests differ", name, len(requests))
 		}
+	}
+}
+
+// TestSceneOverTheRule: a scene that only says what is final keeps what acknowledges.
+func TestSceneOverTheRule(t *testing.T) {
+	m := &merchant.Merchant{
+		ID: "m-1", Contract: merchant.Contract{Acknowledgement: merchant.Acknowledgement{BodyExact: "success"}}, Secrets: merchant.Secrets{SigningSecret: whsec},
+		Scenes: map[string]merchant.SceneSettings{"refund": {Acknowledgement: merchant.Acknowledgement{FinalStatuses: []uint32{501}}}},
+	}
+	rule := contract.NewBook(keys.NewRing(), sign.NewPool(1)).Acknowledgement(m.ForScene("refund"), "refund")
+	for _, c := range []struct {
+		given answer.Answer
+		want  answer.Verdict
+	}{
+		{answer.Answer{Status: 200, Body: []byte("<html>error</html>")}, answer.WrongAnswer},
+		{answer.Answer{Status: 200, Body: []byte("success")}, answer.Acknowledged},
+		{answer.Answer{Status: 501}, answer.Refused},
+	} {
+		if got := rule.Judge(c.given).Verdict; got != c.want {
+			t.Errorf("%d %s: %s, want %s", c.given.Status, c.given.Body, got, c.want)
+		}
+	}
+}
+
+// TestOursIsNotPermanent: a key without the certificate that a contract needs, and settings that cannot be worked with, are ours
+// to mend; a URL that is too long is refused before anything is accepted.
+func TestOursIsNotPermanent(t *testing.T) {
+	r := ring(t)
+	book := contract.NewBook(r, sign.NewPool(1))
+	request := func(settings merchant.Contract, payload string) error {
+		m := &merchant.Merchant{ID: "m-1", Contract: settings, Secrets: merchant.Secrets{SigningSecret: "0123456789abcdef0123"}}
+		if settings.Signer.KeyID != "" {
+			m.Secrets = merchant.Secrets{}
+		}
+		if err := book.Check(m, told(payload).Notification); err != nil {
+			return err
+		}
+		_, err := book.Request(t.Context(), m, told(payload), contract.Options{})
+		return err
+	}
+	if err := request(merchant.Contract{Profile: contract.UnionPay, Signer: merchant.Signer{KeyID: "rsa-2048"}}, `{"a":1}`); !errors.Is(err, contract.ErrNoKey) {
+		t.Errorf("no certificate: %v", err)
+	}
+	if err := request(merchant.Contract{Profile: "of a later version"}, `{"a":1}`); !errors.Is(err, contract.ErrSettings) {
+		t.Errorf("unknown profile: %v", err)
+	}
+	query := merchant.Contract{Profile: contract.Custom, Encoding: merchant.Encoding{Format: "query"}, Signer: merchant.Signer{Algorithm: "hmac-sha256", Input: "{sorted}", Field: "sign"}}
+	var refused *contract.EncodeError
+	if err := request(query, `{"a":"`+strings.Repeat("x", 3000)+`"}`); !errors.As(err, &refused) {
+		t.Errorf("a long query: %v", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp/syntax"
 	"slices"
 	"strings"
 
@@ -43,7 +44,8 @@ type Contract struct {
 	usesFields      bool
 	signsSorted     bool
 	usesEntropy     bool
-	mayRefuse       bool // some notification cannot be carried
+	certificate     string // why a key needs a certificate; empty: it does not
+	mayRefuse       bool   // some notification cannot be carried
 }
 
 type header struct {
@@ -97,6 +99,7 @@ func Compile(given merchant.Contract) (*Contract, error) {
 	if len(k.errs) > 0 {
 		return nil, errors.Join(k.errs...)
 	}
+	k.c.certificate = k.c.wantsCertificate()
 	k.c.usesEntropy = k.c.inner != nil || k.c.uses("nonce") != "" || slices.Contains(k.c.profile.adds, addition{"nonce_str", "@nonce"})
 	k.c.mayRefuse = k.c.mayRefuse || k.c.usesPayload || k.c.usesFields || k.c.settings.Encoding.Format != encode.FormatRaw
 	return k.c, nil
@@ -151,7 +154,7 @@ func (k *compiler) merge(given merchant.Contract) {
 	to.SignEmpty = check(openShape, "signer.sign_empty", signer.SignEmpty)
 	to.RawSignature = check(openShape, "signer.raw_signature", signer.RawSignature)
 	to.Frozen = check(openFrozen, "signer.frozen", signer.Frozen)
-	s.Acknowledgement = mergeAcknowledgement(s.Acknowledgement, given.Acknowledgement)
+	s.Acknowledgement = s.Acknowledgement.With(given.Acknowledgement)
 	over(openShape, "encryption.algorithm", &s.Encryption.Algorithm, given.Encryption.Algorithm)
 	over(openSealing, "encryption.associated_data", &s.Encryption.AssociatedData, given.Encryption.AssociatedData)
 	if given.Encryption.KeyID != "" && s.Encryption.Algorithm == "" {
@@ -176,20 +179,6 @@ func (k *compiler) mergeHeaders(to *merchant.Encoding, given map[string]string) 
 	to.Headers = all
 }
 
-// mergeAcknowledgement: what acknowledges is replaced as a whole, and so is what is final.
-func mergeAcknowledgement(own, given merchant.Acknowledgement) merchant.Acknowledgement {
-	final, abort := own.FinalStatuses, own.FinalAbortMessage
-	if len(given.FinalStatuses) > 0 || given.FinalAbortMessage {
-		final, abort = given.FinalStatuses, given.FinalAbortMessage
-	}
-	given.FinalStatuses, given.FinalAbortMessage = nil, false
-	if !given.IsZero() {
-		own = given
-	}
-	own.FinalStatuses, own.FinalAbortMessage = final, abort
-	return own
-}
-
 func (k *compiler) acknowledgement() {
 	a := k.c.settings.Acknowledgement
 	rule := answer.Rule{Statuses: ints(a.Statuses), Final: ints(a.FinalStatuses), Abort: a.FinalAbortMessage}
@@ -201,7 +190,7 @@ func (k *compiler) acknowledgement() {
 		{"acknowledgement.body_trimmed", answer.Body{Kind: answer.BodyTrimmed, Value: a.BodyTrimmed}},
 		{"acknowledgement.body_ignoring_case", answer.Body{Kind: answer.BodyFold, Value: a.BodyIgnoringCase}},
 		{"acknowledgement.body_contains", answer.Body{Kind: answer.BodyContains, Value: a.BodyContains}},
-		{"acknowledgement.body_matches", answer.Body{Kind: answer.BodyRegexp, Value: whole(a.BodyMatches)}},
+		{"acknowledgement.body_matches", answer.Body{Kind: answer.BodyRegexp, Value: k.whole(a.BodyMatches)}},
 		{"acknowledgement.json", answer.Body{Kind: answer.BodyJSON, Path: a.JSON.Path, Value: a.JSON.Value}},
 		{"acknowledgement.xml", answer.Body{Kind: answer.BodyXML, Path: a.XML.Path, Value: a.XML.Value}},
 	}
@@ -222,9 +211,13 @@ func (k *compiler) acknowledgement() {
 	k.c.acknowledgement = compiled
 }
 
-// whole makes an expression match a body as a whole.
-func whole(expression string) string {
+// whole makes an expression match a body as a whole. It has to be one by itself: a parenthesis of its own could end ours.
+func (k *compiler) whole(expression string) string {
 	if expression == "" {
+		return ""
+	}
+	if _, err := syntax.Parse(expression, syntax.Perl); err != nil {
+		k.refuse("acknowledgement.body_matches", "%s", err)
 		return ""
 	}
 	return `\A(?:` + expression + `)\z`

@@ -17,6 +17,9 @@ func (k *compiler) signer() {
 	}
 	s.Algorithm = chosen.algorithm.String()
 	k.c.algorithm, k.c.word = chosen.algorithm, chosen.word
+	if where := k.c.uses("sign_type"); where != "" && k.c.word == "" {
+		k.refuse(where, "sign_type: the profile %s has none", k.c.settings.Profile)
+	}
 	if k.c.algorithm == sign.None {
 		k.unsigned()
 		return
@@ -265,4 +268,4 @@ func (c *Contract) uses(name string) string {
 }
 
 // notAlways are names without a value in some notifications, or with one that no header can carry.
-var notAlways = []string{"merchant_id", "scene", "key_id", "app_id", "event_type", "order_id", "order_status", "batch_id", "currency", "minor_units", "occurred_at", "order_created_at"}
+var notAlways = []string{"merchant_id", "scene", "key_id", "sign_type", "app_id", "event_type", "order_id", "order_status", "batch_id", "currency", "minor_units", "occurred_at", "order_created_at"}

@@ -70,6 +70,9 @@ func (e *EncodeError) Unwrap() error { return e.Err }
 // ErrNoKey says that a contract's key is not there, or not in use now: it is for the operators to mend.
 var ErrNoKey = errors.New("no key in use")
 
+// ErrSettings says that this engine cannot work with a merchant's stored settings: they are for the operators to mend.
+var ErrSettings = errors.New("the contract's settings cannot be worked with")
+
 // Options of one request.
 type Options struct {
 	Wrong bool // the signature is wrong on purpose, by one bit
@@ -104,12 +107,34 @@ func (c *Contract) Check(n *notification.Notification) error {
 	}
 	b := &building{c: c, dry: true, buffers: takeBuffers()}
 	defer b.giveBack()
-	b.values = c.valuesOf(Told{Notification: n, Number: 1_000_000, At: n.AcceptedAt}, &Key{Serial: longest[:64], SerialDecimal: longest[:64], ID: longest[:256]})
+	b.values = c.valuesOf(Told{Notification: n, Number: 1_000_000, At: n.AcceptedAt}, &Key{Serial: longest[:64], SerialDecimal: longest[:64], ID: longest})
 	return b.build()
 }
 
-// longest stands for what a dry run does not make: a signature of RSA's longest key in hexadecimal digits, or less.
-var longest = strings.Repeat("0", 2*sign.MaxRSABits/8)
+// longest stands for what a dry run does not know of a key.
+var longest = strings.Repeat("0", 256)
+
+// signatureBytes is how long a signature is, or for private keys may be; RSA's with a key of 4096 bits.
+func signatureBytes(a sign.Algorithm) int {
+	switch a {
+	case sign.MD5, sign.HMACMD5:
+		return 16
+	case sign.HMACSHA1:
+		return 20
+	case sign.SHA256, sign.HMACSHA256:
+		return 32
+	case sign.HMACSHA512, sign.Ed25519:
+		return 64
+	case sign.SM2SM3:
+		return 72
+	case sign.ECDSASHA256:
+		return 104
+	case sign.RSASHA1, sign.RSASHA256, sign.RSAPSSSHA256:
+		return 512
+	case sign.None:
+	}
+	return 0
+}
 
 // noKey is what a request without a signature is made with.
 var noKey Key
@@ -171,6 +196,9 @@ func (b *building) build() error {
 	}
 	return b.addHeaders()
 }
+
+// MaxURL is how many bytes a URL has at most: beyond it servers and proxies differ.
+const MaxURL = 2048
 
 // ordinaryHeaders are those beside the contract's own: the type, the signature, the engine's.
 const ordinaryHeaders = 5
@@ -285,6 +313,9 @@ func (b *building) serialise(raw []byte) error {
 	if err != nil {
 		return &EncodeError{err}
 	}
+	if len(made.URL) > MaxURL {
+		return &EncodeError{fmt.Errorf("the URL has %d bytes with its query, more than %d", len(made.URL), MaxURL)}
+	}
 	b.request.URL, b.request.Body = made.URL, made.Body
 	if made.ContentType != "" {
 		b.addHeader("Content-Type", made.ContentType)
@@ -374,7 +405,7 @@ func encoded(err error) error {
 func (b *building) sign(i int) (string, error) {
 	if b.dry {
 		_, err := b.message(nil)
-		return longest, encoded(err)
+		return b.c.output.Encode(make([]byte, signatureBytes(b.c.algorithm))), encoded(err)
 	}
 	key := &b.keys[i]
 	message, err := b.message(key)

@@ -263,7 +263,7 @@ func (g *Gate) claim(ctx context.Context, w notification.Work, now time.Time) (p
 	}
 	verdict, until, err := g.claims.Claim(ctx, ledger.Claim{
 		ID: w.ID, AcceptedAt: w.AcceptedAt, Generation: w.Generation, Attempts: w.Attempts,
-		By: g.run, Until: now.Add(g.cfg.ClaimFor), AllowFinal: w.Trigger == notification.TriggerResend, OnlyLapsed: w.OnlyLapsed, Notification: row,
+		By: g.run, Until: now.Add(g.cfg.ClaimFor), AllowFinal: w.Trigger == notification.TriggerResend, OnlyLapsed: w.OnlyLapsed, Unreserved: w.Unreserved, Notification: row,
 	})
 	if err != nil {
 		return permission{}, fmt.Errorf("claim attempt: %w", err)

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -111,7 +112,7 @@ func (s *KeyService) RotateKey(ctx context.Context, req *connect.Request[notifyd
 		return nil, err
 	}
 	stored, err := s.change(ctx, m.Name, ifVersion, func(set *keys.Set, now time.Time) (*keys.Set, error) {
-		if newest := set.Newest(); newest != nil && newest.Material.Equal(k.Material) && !newest.Retired(now) {
+		if newest := set.Newest(); newest != nil && newest.Material.Equal(k.Material) && slices.EqualFunc(newest.Certificates, k.Certificates, bytes.Equal) && !newest.Retired(now) {
 			return nil, errSame // the same call again, whose answer was lost
 		}
 		next, err := set.With(about.onto(k), about.overlap, now)
@@ -286,7 +287,7 @@ func (s *KeyService) create(ctx context.Context, n newName, k keys.Key, a about,
 		return nil, s.d.unavailable("read keys", err)
 	}
 	if known := s.d.keys.Get(n.name); known != nil {
-		if known.Purpose == n.purpose && known.MerchantID == n.merchant && known.Newest().Material.Equal(k.Material) && !known.Newest().Retired(a.now) {
+		if known.Purpose == n.purpose && known.MerchantID == n.merchant && known.Newest().Material.Equal(k.Material) && slices.EqualFunc(known.Newest().Certificates, k.Certificates, bytes.Equal) && !known.Newest().Retired(a.now) {
 			return known, nil
 		}
 		return nil, connect.NewError(connect.CodeAlreadyExists, fmt.Errorf("name: %q: is there already; RotateKey makes its next version", n.name))

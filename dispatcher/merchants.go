@@ -68,6 +68,9 @@ func (s *MerchantService) PutMerchant(ctx context.Context, req *connect.Request[
 			m.Paused, m.PauseReason, m.Release = known.Paused, known.PauseReason, known.Release
 			if m.Secrets.SigningSecret != "" || s.contracts.TakesSecret(m, now) {
 				m.Secrets = m.Secrets.After(known.Secrets, m.Contract.Signer, now)
+				if m.Contract.Profile != known.Contract.Profile || m.Contract.Signer.Algorithm != known.Contract.Signer.Algorithm {
+					m.Secrets.PreviousSecret, m.Secrets.PreviousUntil = "", time.Time{} // it was one of another contract
+				}
 			}
 		}
 		return m, s.checkContracts(m, now)

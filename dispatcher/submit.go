@@ -102,18 +102,41 @@ func (d *Dispatcher) admit(ctx context.Context, s *submission) {
 		s.err = connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("notification.notify_url: %w", err))
 		return
 	}
+	now := d.now()
+	n.AcceptedAt = now // a contract may tell it
 	if err := d.contracts.Check(s.m, n); err != nil {
-		s.err = invalid("notification.payload", err.Error())
+		s.err = d.unlessAccepted(ctx, s, invalid("notification.payload", err.Error()))
 		return
 	}
-	now := d.now()
 	if !n.ExpiresAt.IsZero() && !n.ExpiresAt.After(now) {
 		s.err = invalid("notification.expires_at", n.ExpiresAt.Format(time.RFC3339)+": is in the past")
 		return
 	}
-	n.AcceptedAt, n.Origin = now, "submit"
+	n.Origin = "submit"
 	n.State, n.Reason, n.Generation, n.UpdatedAt = notification.StateAccepted, notification.ReasonQueued, 1, now
 	n.Route = d.router.Load().Route(n, s.m, now)
+}
+
+// unlessAccepted answers a submission that its merchant's contract cannot carry, now: with that, unless it was accepted
+// before the contract was what it is (P4).
+func (d *Dispatcher) unlessAccepted(ctx context.Context, s *submission, refused error) error {
+	if held, ok := d.hand.Find(s.n.ID); ok && held.Durable && held.Notification.Digest == s.n.Digest {
+		s.standing, s.duplicate = held.Notification, true
+		return nil
+	}
+	row, _, err := d.ledger.Find(ctx, s.n.ID)
+	switch {
+	case row != nil && row.Digest == s.n.Digest:
+		s.standing, s.duplicate = row, true
+		return nil
+	case row != nil:
+		return alreadyExists(s.n.ID)
+	case errors.Is(err, ledger.ErrNotFound):
+		return refused
+	case errors.Is(err, ledger.ErrReservedOnly): // it has a row within a second, if it was accepted
+		return d.unavailable("look for an earlier submission", fmt.Errorf("%w: it is on its way", ledger.ErrAway))
+	}
+	return d.unavailable("look for an earlier submission", err)
 }
 
 // staleAfter is how long the snapshot of merchants is good for saying that there is none: it is renewed every second.

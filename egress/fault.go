@@ -73,7 +73,7 @@ func ownFault(err error) Fault {
 		return FaultURL
 	case isA[*contract.EncodeError](err):
 		return FaultEncode
-	case errors.Is(err, contract.ErrNoKey):
+	case errors.Is(err, contract.ErrNoKey), errors.Is(err, contract.ErrSettings):
 		return FaultKey
 	}
 	return 0

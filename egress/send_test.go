@@ -354,7 +354,7 @@ func TestSendWithoutRequest(t *testing.T) {
 		{"no secret", func(c *Call) { c.Merchant.Secrets.SigningSecret = "" }, notification.ReasonSigningKey},
 		{"no secret to be read", func(c *Call) { c.Merchant.Secrets.SigningSecret = "whsec_" }, notification.ReasonSigningKey},
 		{"no key", func(c *Call) { c.Merchant.Contract.Profile = "alipay" }, notification.ReasonSigningKey},
-		{"unknown profile", func(c *Call) { c.Merchant.Contract.Profile = "nothing" }, notification.ReasonEncodeFailure},
+		{"unknown profile", func(c *Call) { c.Merchant.Contract.Profile = "nothing" }, notification.ReasonSigningKey},
 		{"content type with a header in it", func(c *Call) { c.Work.ContentType = "text/plain\r\nX: y" }, notification.ReasonEncodeFailure},
 	}
 	m := play(t, answers(okAnswer))

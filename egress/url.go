@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/net/idna"
 
+	"notifyd/contract"
 	"notifyd/merchant"
 )
 
@@ -67,7 +68,7 @@ func (e *URLError) Error() string {
 	return text
 }
 
-const maxURLLength = 2048
+const maxURLLength = contract.MaxURL
 
 // target is a notify URL taken apart.
 type target struct {

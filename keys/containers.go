@@ -217,6 +217,9 @@ func (b *bundle) addEncrypted(der, password []byte) error {
 	if len(password) == 0 {
 		return fault(FaultPasswordNeeded, "the private key is encrypted")
 	}
+	if err := b.costs.ofPKCS8(der); err != nil {
+		return err
+	}
 	parsed, err := pkcs8.ParsePKCS8PrivateKey(der, password)
 	switch {
 	case errors.Is(err, pkcs8.ErrUnsupportedPBES), err != nil && strings.Contains(err.Error(), "pbes") && strings.Contains(err.Error(), "unsupported"):
@@ -232,6 +235,9 @@ func (b *bundle) addEncrypted(der, password []byte) error {
 
 // addPFX reads PKCS#12.
 func (b *bundle) addPFX(der []byte, o Options) error {
+	if err := b.costs.ofPFX(der); err != nil {
+		return err
+	}
 	private, own, others, err := pkcs12.DecodeChain(der, string(o.Password))
 	if err == nil {
 		signer, _ := private.(crypto.Signer)

@@ -60,6 +60,7 @@ type bundle struct {
 	certificates []*smx509.Certificate
 	publics      []crypto.PublicKey
 	seems        string // what it is instead, when nothing was found
+	costs        costs
 }
 
 // Import reads a private key with its certificates, a public key, or a shared secret, in whatever form it comes: PEM, DER, bare

@@ -63,6 +63,8 @@ type Claim struct {
 	AllowFinal bool      // a resend of a delivered one
 	// OnlyLapsed grants only where an earlier claim has lapsed: without one the attempt that was asked for is on record.
 	OnlyLapsed bool
+	// Unreserved says that it was accepted while Postgres did not answer.
+	Unreserved bool
 	// Notification is what a row is made of where there is none, claimed from the start: of two copies without a row one
 	// wins. Nil, or one that Postgres refuses: the verdict is ClaimNoRow.
 	Notification *notification.Notification

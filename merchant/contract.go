@@ -64,6 +64,20 @@ func (a Acknowledgement) IsZero() bool {
 		a.JSON == (PathValue{}) && a.XML == (PathValue{}) && len(a.FinalStatuses) == 0 && !a.FinalAbortMessage
 }
 
+// With lays what is given over a: what acknowledges is replaced as a whole, and so is what is final.
+func (a Acknowledgement) With(given Acknowledgement) Acknowledgement {
+	final, abort := a.FinalStatuses, a.FinalAbortMessage
+	if len(given.FinalStatuses) > 0 || given.FinalAbortMessage {
+		final, abort = given.FinalStatuses, given.FinalAbortMessage
+	}
+	given.FinalStatuses, given.FinalAbortMessage = nil, false
+	if !given.IsZero() {
+		a = given
+	}
+	a.FinalStatuses, a.FinalAbortMessage = final, abort
+	return a
+}
+
 // PathValue is where in an answer something stands, and what.
 type PathValue struct {
 	Path  string `json:"path"`

@@ -137,9 +137,7 @@ func (m *Merchant) ForScene(scene string) *Merchant {
 	if over.Schedule.Name != "" || len(over.Schedule.Gaps) > 0 {
 		s.Schedule = over.Schedule
 	}
-	if !over.Acknowledgement.IsZero() {
-		s.Contract.Acknowledgement = over.Acknowledgement
-	}
+	s.Contract.Acknowledgement = m.Contract.Acknowledgement.With(over.Acknowledgement)
 	s.Timeouts = over.Timeouts.Or(m.Timeouts)
 	return &s
 }

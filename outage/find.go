@@ -62,6 +62,9 @@ const guessAfter = 15 * time.Second
 // mayBeOnRecord reports whether Postgres, which has not been away for long, may have a record that voids a claim.
 func (l *Ledger) mayBeOnRecord(c ledger.Claim) bool {
 	away, since := l.away.Since()
+	if c.Unreserved { // what was accepted while it did not answer any more, and was not called away yet, is not on record there
+		since = since.Add(-2 * l.cfg.SlowAfter)
+	}
 	return !away || c.AcceptedAt.Before(since) && time.Since(since) < guessAfter // not away: it only did not answer just now
 }
 

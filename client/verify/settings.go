@@ -240,6 +240,8 @@ func (s *scheme) signs(given Settings) (err error) {
 				return fmt.Errorf("input: %w", err)
 			}
 			continue
+		case name == "body" && s.format == encode.FormatQuery:
+			return errors.New("input: {body}: the format query has none; sign {sorted} or {url}")
 		case slices.Contains([]string{"body", "url", "secret"}, name):
 			continue
 		case name == "sorted" || name == "sorted_sha256":
@@ -258,11 +260,15 @@ func (s *scheme) signs(given Settings) (err error) {
 
 // findTime takes a time and an id that are signed, and the name of the key.
 func (s *scheme) findTime(carried map[string]string) {
-	all := s.input.uses("sorted") || s.input.uses("sorted_sha256")
-	within := slices.Collect(maps.Values(s.fields))
+	within := map[string]bool{} // values in a field that is signed
+	for name, of := range s.fields {
+		if s.input.uses("body") || s.sorts(name) {
+			within[of] = true
+		}
+	}
 	signed := func(name string) bool {
 		_, ok := carried[name]
-		return ok && (s.input.uses(name) || (all || s.input.uses("body")) && slices.Contains(within, name))
+		return ok && (s.input.uses(name) || within[name])
 	}
 	for _, name := range timeKinds {
 		if s.time == "" && signed(name) {
@@ -277,6 +283,20 @@ func (s *scheme) findTime(carried map[string]string) {
 			s.serial = name
 		}
 	}
+}
+
+// sorts reports whether {sorted} covers a field, or the member that its path leads into.
+func (s *scheme) sorts(name string) bool {
+	if !s.input.uses("sorted") && !s.input.uses("sorted_sha256") {
+		return false
+	}
+	if path, err := encode.CompilePath(name); err == nil {
+		member, ok := path.Member()
+		if !ok || slices.Contains(s.unsigned, member) {
+			return false
+		}
+	}
+	return name != s.field && !slices.Contains(s.unsigned, name)
 }
 
 func (s *scheme) seals(given Sealed) (err error) {

@@ -107,6 +107,9 @@ func (v *Verifier) addressed(m Message) Message {
 	if v.URL == "" {
 		return m
 	}
+	if v.scheme.format == encode.FormatQuery && v.scheme.input != nil && v.scheme.input.uses("url") {
+		return m // all of its query is signed, the registered URL's too
+	}
 	if v.scheme.format == encode.FormatQuery { // its own parameters are signed, those of the registered URL are not
 		base, _, _ := strings.Cut(v.URL, "?")
 		if _, registered, ok := strings.Cut(v.URL, "?"); ok {

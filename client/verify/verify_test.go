@@ -3,6 +3,9 @@ package verify_test
 import (
 	"bytes"
 	"crypto"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -242,8 +245,8 @@ func TestVerifyReadsTheBodyOnceForBoth(t *testing.T) {
 }
 
 func TestBadKeysAndSettings(t *testing.T) {
-	hmac := verify.Settings{Algorithm: "hmac-sha256", Input: "{body}", Header: "X"}
-	change := func(do func(s *verify.Settings)) verify.Settings { s := hmac; do(&s); return s }
+	base := verify.Settings{Algorithm: "hmac-sha256", Input: "{body}", Header: "X"}
+	change := func(do func(s *verify.Settings)) verify.Settings { s := base; do(&s); return s }
 	secret := verify.Keys{Secrets: []string{apiKey}}
 	for name, c := range map[string]struct {
 		profile string
@@ -268,6 +271,7 @@ func TestBadKeysAndSettings(t *testing.T) {
 		"unknown algorithm":   {"custom", change(func(s *verify.Settings) { s.Algorithm = "md4" }), secret, "md4"},
 		"another's algorithm": {"stripe", verify.Settings{Algorithm: "md5"}, secret, "md5"},
 		"unknown charset":     {"alipay", verify.Settings{Charset: "big5"}, secret, "big5"},
+		"a query's body":      {"custom", change(func(s *verify.Settings) { s.Format = "query" }), secret, "{body}: the format query has none"},
 		"template's fields":   {"custom", change(func(s *verify.Settings) { s.Format, s.Input = "template", "{sorted}" }), secret, "template"},
 	} {
 		if _, err := verify.New(c.profile, c.s, c.k); err == nil || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), apiKey) {
@@ -296,5 +300,69 @@ func TestWhatIsNotSignedIsNotShown(t *testing.T) {
 	c, err := s.verifier(t).VerifyMessage(s.made(t), at.Add(time.Hour))
 	if err != nil || c.ID != "" || !c.Time.IsZero() || c.Fields["subject"] != "" || c.Fields["out_trade_no"] != "o-1" {
 		t.Errorf("%+v %v", c, err)
+	}
+}
+
+// A time or an id that {sorted} leaves out can be of anybody.
+func TestUnsignedFieldsAreNeitherTimeNorID(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		fields     map[string]string
+		unsigned   []string
+		body       string
+		signed     string
+		wantID     string
+		wantTime   bool
+		wantAmount string
+	}{
+		{"signed", map[string]string{"ts": "@timestamp", "nid": "@id"}, nil, `{"amount":"1","nid":"n-1","ts":"1900000000"}`, "amount=1&nid=n-1&ts=1900000000", "n-1", true, "1"},
+		{"unsigned", map[string]string{"ts": "@timestamp", "nid": "@id"}, []string{"ts", "nid"}, `{"amount":"1","nid":"forged","ts":"1900000000"}`, "amount=1", "", false, "1"},
+		{"one of them", map[string]string{"ts": "@timestamp", "nid": "@id"}, []string{"ts"}, `{"amount":"1","nid":"n-1","ts":"1900000000"}`, "amount=1&nid=n-1", "n-1", false, "1"},
+		{"paths", map[string]string{"$.h.ts": "@timestamp", "$['h']['nid']": "@id!"}, nil, `{"amount":"1","h":{"ts":1900000000,"nid":"n-1"}}`, `amount=1&h={"ts":1900000000,"nid":"n-1"}`, "n-1", true, "1"},
+		{"paths in a member that is unsigned", map[string]string{"$.h.ts": "@timestamp", "$['h']['nid']": "@id!"}, []string{"h"}, `{"amount":"1","h":{"ts":1900000000,"nid":"forged"}}`, "amount=1", "", false, "1"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v, err := verify.Custom(verify.Settings{Format: "json", Fields: c.fields, UnsignedFields: c.unsigned, Algorithm: "hmac-sha256", Input: "{sorted}", Header: "X-Sign"}, verify.Keys{Secrets: []string{apiKey}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := hmac.New(sha256.New, []byte(apiKey))
+			h.Write([]byte(c.signed))
+			m := verify.Message{Method: "POST", URL: "https://m.example/n", Body: []byte(c.body), Header: http.Header{"X-Sign": {base64.StdEncoding.EncodeToString(h.Sum(nil))}}}
+			got, err := v.VerifyMessage(m, time.Unix(1900000000, 0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.ID != c.wantID || got.Time.IsZero() == c.wantTime || got.Fields["amount"] != c.wantAmount {
+				t.Errorf("%+v", got)
+			}
+			for _, name := range c.unsigned {
+				if _, shown := got.Fields[name]; shown {
+					t.Errorf("%s is shown: %v", name, got.Fields)
+				}
+			}
+		})
+	}
+}
+
+// The registered URL's own query is part of a URL that is signed.
+func TestSignedQueryOfARegisteredURL(t *testing.T) {
+	s := sample{name: "custom", contract: merchant.Contract{
+		Profile: "custom", Encoding: merchant.Encoding{Format: "query"}, Signer: merchant.Signer{Algorithm: "hmac-sha256", Input: "{url}", Header: "X-Sign"},
+	}, payload: order, keys: []any{apiKey}, verify: verify.Keys{Secrets: []string{apiKey}}, settings: verify.Settings{
+		Format: "query", Algorithm: "hmac-sha256", Input: "{url}", Header: "X-Sign",
+	}}
+	m := s.made(t)
+	for _, registered := range []string{"", "https://merchant.example/notify?x=1"} {
+		v := s.verifier(t)
+		v.URL = registered
+		if _, err := v.VerifyMessage(m, at); err != nil {
+			t.Errorf("registered %q: %v", registered, err)
+		}
+		other := m
+		other.URL = strings.Replace(m.URL, "x=1", "x=2", 1)
+		if _, err := v.VerifyMessage(other, at); err == nil {
+			t.Errorf("registered %q: another query is taken: %s", registered, other.URL)
+		}
 	}
 }

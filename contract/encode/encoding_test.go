@@ -375,6 +375,30 @@ func TestFieldsThatCannotBeEncoded(t *testing.T) {
 	}
 }
 
+func TestQueryRefusesWhatTheURLHolds(t *testing.T) {
+	for _, tt := range []struct{ url, charset, field, want string }{
+		{"https://m.example/n?amount=1&sign=x", "", "amount", ""},
+		{"https://m.example/n?shop=1&%61mount#f", "", "amount", ""},
+		{"https://m.example/n?a+b=1", "", "a b", ""},
+		{"https://m.example/n?%B2%E8=1", "gbk", "茶", ""},
+		{"https://m.example/n?%zz=1&%=2", "", "%zz", ""},
+		{"https://m.example/n?amounts=1&Amount=2&x=amount", "", "amount", "https://m.example/n?amounts=1&Amount=2&x=amount&amount=1"},
+		{"https://m.example/n#?amount=1", "", "amount", "https://m.example/n?amount=1#?amount=1"},
+	} {
+		e := mustCompile(t, Settings{Format: "query", Charset: tt.charset})
+		out, err := e.Encode(Input{URL: tt.url, Fields: []Field{{tt.field, "1", KindString}}})
+		if wrong := new(FieldError); tt.want == "" && (!errors.As(err, &wrong) || wrong.Field != tt.field || !strings.Contains(wrong.Rule, "notify URL")) {
+			t.Errorf("%s: %q, error %v", tt.url, out.URL, err)
+		}
+		if tt.want != "" && (err != nil || out.URL != tt.want) {
+			t.Errorf("%s: %q, error %v", tt.url, out.URL, err)
+		}
+		if _, err := e.Encode(Input{URL: tt.url, Fields: []Field{{tt.field, "", KindNull}}}); err != nil {
+			t.Errorf("%s: a null, which is left out: %v", tt.url, err)
+		}
+	}
+}
+
 func TestSorted(t *testing.T) {
 	mixed := []Field{
 		{"b", "2", KindString},

@@ -32,6 +32,14 @@ type step struct {
 // String is the path as it was written.
 func (p *Path) String() string { return p.text }
 
+// Member is the name of the payload's own member that the path leads to or into; false: it leads to no member of an object.
+func (p *Path) Member() (string, bool) {
+	if len(p.steps) == 0 || p.steps[0].index >= 0 {
+		return "", false
+	}
+	return p.steps[0].name, true
+}
+
 // CompilePath reads a path.
 func CompilePath(text string) (*Path, error) {
 	path, rest, err := readPath(text)

@@ -164,6 +164,7 @@ func (r *Run) BothAway(n *Node) {
 // Restart kills a node and starts it while its outage goes on.
 func (r *Run) Restart(n *Node) {
 	r.tb.Helper()
+	r.restarted = true
 	n.Kill()
 	if err := n.Start(r.tb); err != nil {
 		r.tb.Fatal(err)

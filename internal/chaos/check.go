@@ -66,6 +66,11 @@ func Check(h *History, found Findings) Report {
 	for _, r := range requests {
 		c.byID[r.ID] = append(c.byID[r.ID], r)
 	}
+	for _, r := range h.reopened {
+		if !c.blind(r.at) { // whoever cannot know takes it for new
+			c.wrong("%s", r.what)
+		}
+	}
 	c.stall(requests)
 	c.crowds(requests)
 	for _, i := range h.incidents {

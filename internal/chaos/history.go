@@ -48,6 +48,13 @@ type Incident struct {
 	Blind bool
 }
 
+// reopening is an answer that says less of a notification than one before.
+type reopening struct {
+	id   string
+	at   time.Time
+	what string
+}
+
 // History is what was seen from outside. Its methods may be called concurrently.
 type History struct {
 	mu        sync.Mutex
@@ -59,6 +66,7 @@ type History struct {
 	delivered map[string]time.Time // when it was first seen as delivered
 	refused   map[string]int       // answers by code, "none" among them
 	broken    []string             // what was seen to be wrong at once
+	reopened  []reopening          // what was not shown as delivered any more
 	anew      map[string]time.Time // when an id that was accepted was taken for new
 	limits    map[string]int       // requests at once that a merchant takes
 	from, to  time.Time            // of the load
@@ -133,7 +141,7 @@ func (h *History) saw(id string, state notifydv1.State, asked time.Time) {
 	case state == notifydv1.State_STATE_DELIVERED && !ok:
 		h.delivered[id] = time.Now()
 	case state != notifydv1.State_STATE_DELIVERED && ok && asked.After(delivered):
-		h.broken = append(h.broken, fmt.Sprintf("%s: was seen as delivered at %s, and is shown as %s at %s", id, delivered.UTC().Format(clock), state, asked.UTC().Format(clock)))
+		h.reopened = append(h.reopened, reopening{id, asked, fmt.Sprintf("%s: was seen as delivered at %s, and is shown as %s at %s", id, delivered.UTC().Format(clock), state, asked.UTC().Format(clock))})
 	}
 }
 

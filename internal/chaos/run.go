@@ -28,13 +28,14 @@ type Run struct {
 	Seed    uint64
 	Random  *rand.Rand // of what is hurt; for the test's goroutine
 
-	tb       testing.TB
-	cfg      Config
-	load     *load
-	endLoad  context.CancelFunc
-	loaded   chan struct{} // closed when the load has ended
-	probes   int
-	watching []jetstream.JetStream // through each NATS server; made when first needed
+	tb        testing.TB
+	cfg       Config
+	load      *load
+	endLoad   context.CancelFunc
+	loaded    chan struct{} // closed when the load has ended
+	probes    int
+	watching  []jetstream.JetStream // through each NATS server; made when first needed
+	restarted bool                  // a node was, while something was hurt
 	// unanswered are probes that may have been taken: Finish goes on asking.
 	unanswered [][]*notifydv1.Notification
 }
@@ -85,10 +86,12 @@ func knows(ctx context.Context, n *Node, merchant string) bool {
 func (r *Run) Hurt(what string, d time.Duration, hurt func(), heal func()) {
 	r.tb.Helper()
 	i := Incident{What: what, From: time.Now(), Blind: r.blinds(what)}
+	r.restarted = false
 	hurt()
 	r.Wait(d)
 	heal()
 	i.To = time.Now()
+	i.Blind = i.Blind || r.restarted && takesPostgres(what) // it knows only what the two others know
 	r.revive()
 	i.Normal = r.Normal(r.cfg.Bound)
 	r.tb.Logf("%-40s %6.1fs, normal after %s", what, i.To.Sub(i.From).Seconds(), i.Normal.Round(time.Millisecond))
@@ -98,7 +101,11 @@ func (r *Run) Hurt(what string, d time.Duration, hurt func(), heal func()) {
 // blinds reports whether nodes cannot know during a fault what was accepted before it: by others, or by themselves before
 // their start.
 func (r *Run) blinds(what string) bool {
-	return (len(r.Nodes) > 1 || strings.HasPrefix(what, "start:")) && (strings.Contains(what, "postgres") || strings.Contains(what, "both"))
+	return (len(r.Nodes) > 1 || strings.HasPrefix(what, "start:")) && takesPostgres(what)
+}
+
+func takesPostgres(what string) bool {
+	return strings.Contains(what, "postgres") || strings.Contains(what, "both")
 }
 
 // Wait lets the load go on for a while.
