@@ -142,7 +142,7 @@ var noKey Key
 // buffers are what requests in the making leave to each other: every attempt makes one. Nothing of them gets into a request.
 type buffers struct {
 	texts  []byte // values that patterns ask for
-	header []byte // a header's value
+	value  []byte // a header's
 	signed []byte // what is signed
 }
 
@@ -161,7 +161,7 @@ func takeBuffers() *buffers {
 const maxKept = 64 << 10
 
 func (b *buffers) giveBack() {
-	if max(cap(b.texts), cap(b.header), cap(b.signed)) <= maxKept {
+	if max(cap(b.texts), cap(b.value), cap(b.signed)) <= maxKept {
 		spareBuffers.Put(b)
 	}
 }
@@ -327,13 +327,13 @@ func (b *building) serialise(raw []byte) error {
 func (b *building) addHeaders() error {
 	for _, h := range b.c.headers {
 		var err error
-		if b.buffers.header, err = h.value.Append(b.buffers.header[:0], b.named); err == nil {
-			err = checkHeader(b.buffers.header)
+		if b.value, err = h.value.Append(b.value[:0], b.named); err == nil {
+			err = checkHeader(b.value)
 		}
 		if err != nil {
 			return &EncodeError{fmt.Errorf("header %s: %w", h.name, err)}
 		}
-		b.addHeader(h.name, string(b.buffers.header))
+		b.addHeader(h.name, string(b.value))
 	}
 	name := b.c.settings.Signer.Header
 	if name == "" {
@@ -384,13 +384,13 @@ func (b *building) signatures() (string, error) {
 		return b.named(name)
 	}
 	var err error
-	to := b.buffers.header[:0]
+	to := b.value[:0]
 	if b.c.each == nil {
 		to, err = b.c.value.Append(to, func(name string) ([]byte, bool) { return value(0, name) })
 	} else if to, err = b.c.head.Append(to, b.named); err == nil {
 		to, err = b.c.each.AppendEach(to, count, b.c.profile.several.separator, value)
 	}
-	b.buffers.header = to
+	b.value = to
 	return string(to), encoded(err)
 }
 

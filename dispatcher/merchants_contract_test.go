@@ -17,12 +17,9 @@ import (
 )
 
 // contracted puts a merchant with a contract.
-func contracted(t *testing.T, f *front, c *notifydv1.Contract, change func(*notifydv1.Merchant)) error {
+func contracted(t *testing.T, f *front, c *notifydv1.Contract) error {
 	t.Helper()
 	m := &notifydv1.Merchant{Id: "shop", NotifyUrl: "https://m.test/notify", Persist: notifydv1.Persist_PERSIST_LEDGER, Contract: c}
-	if change != nil {
-		change(m)
-	}
 	service := NewMerchantService(f.Dispatcher, &numbered{node: "a"}, nil)
 	_, err := got(service.PutMerchant(t.Context(), connect.NewRequest(&notifydv1.PutMerchantRequest{Merchant: m})))
 	return err
@@ -39,11 +36,11 @@ func hmacSigner(input string) *notifydv1.Signer {
 // P4: what was accepted is answered with its state, whatever the contract has become; what was not is refused.
 func TestSubmittedAgainAfterTheContractChanged(t *testing.T) {
 	f := newFront(t, CallersConfig{})
-	must(t, contracted(t, f, nil, nil))
+	must(t, contracted(t, f, nil))
 	c := f.client(t, nobody)
 	first, err := c.submit(t, order("r-1"))
 	must(t, err)
-	must(t, contracted(t, f, &notifydv1.Contract{Profile: "custom", Encoding: &notifydv1.Encoding{Format: "form", Fields: map[string]string{"x": "$.x!"}}, Signer: hmacSigner("{sorted}")}, nil))
+	must(t, contracted(t, f, &notifydv1.Contract{Profile: "custom", Encoding: &notifydv1.Encoding{Format: "form", Fields: map[string]string{"x": "$.x!"}}, Signer: hmacSigner("{sorted}")}))
 	again, err := c.submit(t, order("r-1"))
 	if err != nil || again.Id != first.Id || !again.Duplicate {
 		t.Errorf("again: %v %v, first %v", again, err, first)
@@ -61,8 +58,8 @@ func TestSubmittedAgainAfterTheContractChanged(t *testing.T) {
 // The secret before a new one belongs to the contract of that time.
 func TestProfileChangesWithItsSecret(t *testing.T) {
 	f := newFront(t, CallersConfig{})
-	must(t, contracted(t, f, &notifydv1.Contract{Profile: "wechatpay-v2", Signer: &notifydv1.Signer{Secret: "01234567890123456789012345678901"}}, nil))
-	must(t, contracted(t, f, &notifydv1.Contract{Profile: "standard", Signer: &notifydv1.Signer{Secret: "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLwSw"}}, nil))
+	must(t, contracted(t, f, &notifydv1.Contract{Profile: "wechatpay-v2", Signer: &notifydv1.Signer{Secret: "01234567890123456789012345678901"}}))
+	must(t, contracted(t, f, &notifydv1.Contract{Profile: "standard", Signer: &notifydv1.Signer{Secret: "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLwSw"}}))
 }
 
 // A contract may tell when a notification was accepted: Submit knows it when it checks.
@@ -70,7 +67,7 @@ func TestContractTellsTheAcceptance(t *testing.T) {
 	f := newFront(t, CallersConfig{})
 	must(t, contracted(t, f, &notifydv1.Contract{
 		Profile: "custom", Encoding: &notifydv1.Encoding{Format: "json", Fields: map[string]string{"at": "@create_time!"}, Headers: map[string]string{"x-created": "{create_time}"}}, Signer: hmacSigner("{body}"),
-	}, nil))
+	}))
 	if _, err := f.client(t, nobody).submit(t, order("r-1")); err != nil {
 		t.Error(err)
 	}
@@ -82,7 +79,7 @@ func TestContractsThatSeemToWork(t *testing.T) {
 		"body_matches":        {Acknowledgement: &notifydv1.Acknowledgement{BodyMatches: `success)|(?:ok`}},
 		"headers[\"x-type\"]": {Encoding: &notifydv1.Encoding{Headers: map[string]string{"x-type": "{sign_type}"}}},
 	} {
-		if err := contracted(t, f, c, nil); connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(err.Error(), field) {
+		if err := contracted(t, f, c); connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(err.Error(), field) {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
