@@ -200,8 +200,17 @@ func (b *bundle) addPublic(public crypto.PublicKey, err error) error {
 	return nil
 }
 
+// element is DER without the line end that an editor may have put behind it. A signature's last byte may look like one.
+func element(der []byte) []byte {
+	var first asn1.RawValue
+	if rest, err := asn1.Unmarshal(der, &first); err == nil && len(bytes.TrimSpace(rest)) == 0 {
+		return first.FullBytes
+	}
+	return der
+}
+
 func (b *bundle) addSigned(der []byte) error {
-	c, err := smx509.ParseCertificate(bytes.TrimSpace(der))
+	c, err := smx509.ParseCertificate(element(der))
 	if err == nil {
 		b.certificates = append(b.certificates, c)
 		return nil
