@@ -23,7 +23,7 @@ func (r *Run) DoWith(f Fault, look func(), d time.Duration) {
 
 const (
 	// awayBound is how long anything may take during an outage on a busy machine; on a free one it is a tenth.
-	awayBound = 15 * time.Second
+	awayBound = 40 * time.Second
 	// answerWithin bounds an answer in the moment in which a dependency goes away: a second for it, and what a busy machine adds.
 	answerWithin = 3 * time.Second
 )
