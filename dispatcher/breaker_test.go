@@ -8,9 +8,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"notifyd/internal/bubble"
 	"notifyd/merchant"
 	"notifyd/notification"
 )
@@ -96,7 +96,7 @@ func TestFailureRateOpens(t *testing.T) {
 		"our own faults do not fill it": {first: append(mixed[:15], repeat(20, ours)...)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				g := newGate(t, DefaultGateConfig(), "a")
 				g.sends(t, "m:m", c.first...)
 				pass(c.wait)
@@ -114,7 +114,7 @@ func TestFailureRateOpens(t *testing.T) {
 
 // Failures in a row count however long they take: a merchant that is asked seldom has a breaker, too.
 func TestFailuresInARowOutliveTheWindow(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		g := newGate(t, DefaultGateConfig(), "a")
 		for range 5 {
 			g.sends(t, "m:m", refused)
@@ -130,7 +130,7 @@ func TestFailuresInARowOutliveTheWindow(t *testing.T) {
 
 // Each probe that fails doubles the wait, up to a bound; one that succeeds ends all that.
 func TestOpeningsGrow(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		g := newGate(t, DefaultGateConfig(), "a")
 		openings := 0
 		g.opened = func(string) { openings++ }
@@ -175,7 +175,7 @@ func TestRetryAfterPutsTheProbeOff(t *testing.T) {
 		"void":               {notification.Attempt{Reason: busy, RetryAfter: time.Minute}, acked, 10 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				g := newGate(t, DefaultGateConfig(), "a")
 				p := g.asks(t, "m:m")
 				p.learn(&c.attempt)
@@ -191,7 +191,7 @@ func TestRetryAfterPutsTheProbeOff(t *testing.T) {
 			})
 		})
 	}
-	synctest.Test(t, func(t *testing.T) { // one that was in flight when the breaker opened
+	bubble.Test(t, func(t *testing.T) { // one that was in flight when the breaker opened
 		g := newGate(t, DefaultGateConfig(), "a")
 		straggler := g.asks(t, "m:m")
 		g.sends(t, "m:m", repeat(5, refused)...)
@@ -204,7 +204,7 @@ func TestRetryAfterPutsTheProbeOff(t *testing.T) {
 
 // While a probe hangs, however many ask, none goes beside it, and what was in flight before decides nothing.
 func TestOneProbeInAStorm(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		g := newGate(t, DefaultGateConfig(), "a")
 		before := g.asks(t, "m:m")
 		g.sends(t, "m:m", repeat(5, refused)...)
@@ -260,7 +260,7 @@ func TestForced(t *testing.T) {
 		"another merchant": {map[string]*forced{merchantWide: {Merchant: "n", Open: true}}, map[string]notification.Reason{key: notification.ReasonBreakerOpen, other: notification.ReasonBreakerOpen}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				g := newGate(t, DefaultGateConfig(), "a")
 				for name, f := range c.forced {
 					f.Until = g.now().Add(time.Minute)
@@ -302,7 +302,7 @@ func TestForced(t *testing.T) {
 
 // Forced closed ends an opening, and so does a probe that is on its way then.
 func TestForcedClosedWhileOpen(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		g := newGate(t, DefaultGateConfig(), "a")
 		g.sends(t, "m:m", repeat(5, refused)...)
 		pass(10 * time.Second)
@@ -323,7 +323,7 @@ func TestForcedClosedWhileOpen(t *testing.T) {
 
 // What nobody asks is forgotten, once it would change nothing.
 func TestIdleKeysAreForgotten(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		g := newGate(t, DefaultGateConfig(), "a")
 		g.sends(t, "idle", acked)
 		flight := g.asks(t, "in flight")

@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"notifyd/internal/bubble"
 	"notifyd/ledger"
 	"notifyd/merchant"
 	"notifyd/notification"
@@ -331,7 +332,7 @@ func pass(d time.Duration) { <-time.NewTimer(d).C }
 // inBubble runs a test on a fake clock. Everything that goes on by itself has come to rest before it ends.
 func inBubble(t *testing.T, cfg Config, run func(t *testing.T, w *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := &world{log: &journal{}, where: fakePlaces{}, told: &told{}}
 		w.memory = &fakeLedger{Memory: ledger.NewMemory(ledger.Config{Now: clock}), log: w.log}
 		w.sends = &scripted{log: w.log}

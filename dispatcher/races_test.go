@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"notifyd/internal/bubble"
 	"notifyd/ledger"
 	"notifyd/merchant"
 	"notifyd/notification"
@@ -26,7 +27,7 @@ const raceRounds = 1000
 // left by a resend only, and delivered is never left.
 func TestRacesOnOneID(t *testing.T) {
 	for seed := range uint64(raceRounds) {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			r := newRace(t, seed)
 			r.run()
 			r.check()

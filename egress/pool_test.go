@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"notifyd/internal/bubble"
 )
 
 // piped is a connection to an origin, and whether it has been closed.
@@ -32,7 +34,7 @@ func (p *pool) kept() (count, origins int) {
 // The last one comes first; there are bounds for each origin and for all; whoever is surplus, too old, or comes back after
 // the end is closed.
 func TestPool(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := newPool(Config{MaxIdleConnections: 3, MaxIdlePerMerchant: 2, IdleTimeout: 10 * time.Second})
 		a1, a1Closed := piped(t, "a")
 		a2, _ := piped(t, "a")

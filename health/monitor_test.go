@@ -17,6 +17,7 @@ import (
 
 	"notifyd/async"
 	"notifyd/dispatcher"
+	"notifyd/internal/bubble"
 	"notifyd/ledger"
 	"notifyd/notification"
 )
@@ -151,7 +152,7 @@ func (w *ward) active(t *testing.T, want ...string) {
 
 func inBubble(t *testing.T, run func(t *testing.T, w *ward)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWard(t, &flaky{Memory: ledger.NewMemory(ledger.Config{Now: clock})})
 		run(t, w)
 		w.stop()

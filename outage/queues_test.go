@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
+	"notifyd/internal/bubble"
 	"notifyd/ledger"
 	"notifyd/notification"
 	"notifyd/outage"
@@ -105,7 +106,7 @@ func TestWhatNATSDoesNotTakeBecomesARow(t *testing.T) {
 		"cannot be encoded":  {errors.New("encode envelope"), 0, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				at := now()
 				n := accepted()
 				n.NextAt = at.Add(time.Minute)
@@ -186,7 +187,7 @@ func TestNothingIsTriedWhileNATSIsAway(t *testing.T) {
 
 // A publish that hangs is given up when NATS is known to be away; what it says later changes nothing.
 func TestAHangingPublishIsGivenUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		fake, rows := &fakeQueues{hang: true}, &fakeRows{}
 		q, w := newQueues(t, fake, rows)
 		ctx, stop := context.WithCancel(t.Context())

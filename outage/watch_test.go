@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"notifyd/internal/bubble"
 	"notifyd/outage"
 )
 
@@ -55,7 +56,7 @@ func running(t *testing.T, w *outage.Watch) {
 func pass(d time.Duration) { time.Sleep(d); synctest.Wait() }
 
 func TestWatch(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		core, lines := observer.New(zap.InfoLevel)
 		var d dependency
 		w := d.watch(zap.New(core))
@@ -105,7 +106,7 @@ func TestWatch(t *testing.T) {
 
 // One good probe is not enough, and one that comes and goes must be good for longer each time.
 func TestWatchDoesNotFlap(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var d dependency
 		w := d.watch(zap.NewNop())
 		pass(time.Minute)

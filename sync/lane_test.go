@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"notifyd/internal/bubble"
 	"notifyd/notification"
 	"notifyd/notification/hand"
 )
@@ -90,7 +91,7 @@ func deferred(work notification.Work) notification.Verdict {
 
 func inBubble(t *testing.T, run func(t *testing.T, w *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := &world{table: hand.NewTable()}
 		lane, err := New(Config{PerKey: 2, Total: 3, Deadline: 5 * time.Second, Margin: 100 * time.Millisecond}, w, w, w.table)
 		if err != nil {

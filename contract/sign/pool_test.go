@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"notifyd/internal/bubble"
 )
 
 // gate is a private key that signs when it is let: it says which message it has, and waits.
@@ -39,7 +41,7 @@ func newGate(t *testing.T) (gate, *Signer) {
 
 // A thousand signatures that wait for one merchant cost another a turn, not a thousand.
 func TestMerchantsTakeTurns(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		pool := NewPool(1)
 		gate, signer := newGate(t)
 		var done sync.WaitGroup
@@ -78,7 +80,7 @@ func TestMerchantsTakeTurns(t *testing.T) {
 }
 
 func TestAMerchantsOwnComeInOrder(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		pool := NewPool(1)
 		gate, signer := newGate(t)
 		var done sync.WaitGroup
@@ -101,7 +103,7 @@ func TestAMerchantsOwnComeInOrder(t *testing.T) {
 }
 
 func TestPoolSignsSoManyAtOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		pool := NewPool(3)
 		gate, signer := newGate(t)
 		var done sync.WaitGroup
@@ -134,7 +136,7 @@ func TestPoolSignsSoManyAtOnce(t *testing.T) {
 }
 
 func TestWhoGivesUpLeavesTheLine(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		pool := NewPool(1)
 		gate, signer := newGate(t)
 		var done sync.WaitGroup

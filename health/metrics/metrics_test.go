@@ -22,6 +22,7 @@ import (
 	"notifyd/cluster"
 	"notifyd/dispatcher"
 	"notifyd/health"
+	"notifyd/internal/bubble"
 	"notifyd/keys"
 	"notifyd/ledger"
 	"notifyd/notification"
@@ -62,7 +63,7 @@ func full(t *testing.T) *Metrics {
 	told.Answered(dispatcher.Answer{Code: "invalid_argument"})
 
 	well := func(context.Context) error { return nil }
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		monitor, err := health.New(health.DefaultConfig(), health.Parts{
 			Node: "n1", Log: zap.NewNop(), Now: fixed, Tally: tally, Store: ledger.NewMemory(ledger.Config{}), NATS: well, Postgres: well,
 			Backlog: func(context.Context) (async.Backlog, error) {

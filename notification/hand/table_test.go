@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"notifyd/internal/bubble"
 	"notifyd/notification"
 )
 
@@ -129,7 +130,7 @@ func TestPhases(t *testing.T) {
 
 // Settle waits for what has been sent, and for nothing else.
 func TestSettleWaits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		table, w := NewTable(), work("a")
 		if !table.Settle(t.Context(), w.ID) {
 			t.Error("not in hand is settled")
