@@ -23,6 +23,7 @@ type pass struct {
 	next    uint64        // sequence from which to read on
 	limiter *rate.Limiter // nil: nothing was bound yet
 	found   int           // what was read
+	tidied  time.Time     // when what is settled was last removed because of the time
 
 	mu       sync.Mutex
 	ready    []resting // read, or put back because of the rate; in order
@@ -290,6 +291,7 @@ func (p *pass) wait(ctx context.Context, until time.Time, holds func() bool) boo
 		if !holds() {
 			return true
 		}
+		p.tidy(ctx)
 		pause := lookAgain
 		if !until.IsZero() {
 			pause = min(pause, time.Until(until))
@@ -347,6 +349,15 @@ const (
 	// purgeFrom is from how many on a purge is cheaper than removing one by one.
 	purgeFrom = 4
 )
+
+// tidy removes what is settled now and then, however little: one that hangs, or a low rate, may keep a pass for minutes,
+// and what the merchant has been told is no backlog.
+func (p *pass) tidy(ctx context.Context) {
+	if now := time.Now(); now.Sub(p.tidied) >= lookAgain {
+		p.tidied = now
+		p.remove(ctx, 1)
+	}
+}
 
 // remove takes what is settled out of the queue, if it is at least so many: what lies before everything that is not settled
 // in one go, the rest one by one.

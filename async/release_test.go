@@ -246,7 +246,8 @@ func TestDrainGoesRoundWhatHangs(t *testing.T) {
 	l.Wake("k")
 	scenario.Within(t, 30*time.Second, "all others are sent", func() bool { return n.count() == 60 && hangs.Load() })
 	n.inTurn(t, l, 60, 5)
-	close(release)
 	scenario.Within(t, 30*time.Second, "what arrives meanwhile too", func() bool { return n.count() == 65 })
+	scenario.Within(t, 30*time.Second, "only the one that hangs rests", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == 1 })
+	close(release)
 	scenario.Within(t, 30*time.Second, "it returns to the shards", func() bool { return n.empty(t, envelope.MerchantStream) && !l.isResting("k") })
 }
