@@ -223,7 +223,8 @@ func TestOwnQueuesAreSeen(t *testing.T) {
 	}
 }
 
-// One that hangs does not hold up what comes behind it in the own queue, as long as there are slots.
+// One that hangs does not hold up what comes behind it in the own queue, as long as there are slots. The first one would:
+// until it ends a drain asks with one alone.
 func TestDrainGoesRoundWhatHangs(t *testing.T) {
 	n := newNode(t)
 	n.cfg.Patience = time.Minute // on a busy machine all would be slow, and the one that hangs would have the only slot
@@ -237,7 +238,7 @@ func TestDrainGoesRoundWhatHangs(t *testing.T) {
 	n.mu.Lock()
 	n.gate = nil
 	n.sending = func(w notification.Work) {
-		if w.RequestID == "3" {
+		if w.RequestID == "30" {
 			hangs.Store(true)
 			<-release
 		}
