@@ -84,6 +84,7 @@ type Cluster struct {
 
 	mu       sync.Mutex
 	leave    bool
+	blind    bool
 	mine     map[int]bool // by the last write that succeeded; true: this node's to keep, false: to be given up
 	released map[int]bool
 	until    time.Time // the lease: mine holds before it
@@ -147,6 +148,18 @@ func (c *Cluster) Leave() {
 	c.show()
 	c.mu.Unlock()
 	c.look()
+}
+
+// Blind says whether this node cannot ask the ledger what has become of a notification. Where another node can, that one
+// takes from the shards meanwhile; while none can, all of them go on.
+func (c *Cluster) Blind(blind bool) {
+	c.mu.Lock()
+	changed := c.blind != blind
+	c.blind = blind
+	c.mu.Unlock()
+	if changed {
+		c.look()
+	}
 }
 
 // Gone names runs that are known to have ended, the recent ones. One that is merely silent is not among them.
@@ -258,7 +271,7 @@ func (c *Cluster) try(ctx context.Context) (bool, error) {
 	began := c.clock()
 	c.mu.Lock()
 	me := self{
-		node: c.cfg.Node, run: c.cfg.Run, joined: c.joined, takes: c.cfg.Shards > 0 && !c.leave, waits: began.Before(c.waitTill),
+		node: c.cfg.Node, run: c.cfg.Run, joined: c.joined, takes: c.cfg.Shards > 0 && !c.leave, blind: c.blind, waits: began.Before(c.waitTill),
 		released: maps.Clone(c.released), shards: c.cfg.Shards,
 	}
 	c.mu.Unlock()

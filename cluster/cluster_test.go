@@ -212,6 +212,21 @@ func TestAPausedNodeHasLostItsShardsFirst(t *testing.T) {
 	scenario.Within(t, 5*time.Second, "both have a share", func() bool { return each(a, paused) && paused.count() > 8 })
 }
 
+func TestABlindNodeHandsOver(t *testing.T) {
+	s := newServer(t).start()
+	a, b := newNode(t, s.js(), quick("a", "a-1")).run(t), newNode(t, s.js(), quick("b", "b-1")).run(t)
+	shared := func() bool { return each(a, b) && a.count() > 8 && b.count() > 8 }
+	scenario.Within(t, 5*time.Second, "both have a share", shared)
+	a.Blind(true)
+	scenario.Within(t, 5*time.Second, "b has everything", func() bool { return each(a, b) && b.count() == 64 })
+	b.Blind(true)
+	scenario.Within(t, 5*time.Second, "where both are blind, both go on", shared)
+	a.Blind(false)
+	scenario.Within(t, 5*time.Second, "a has everything", func() bool { return each(a, b) && a.count() == 64 })
+	b.Blind(false)
+	scenario.Within(t, 5*time.Second, "both have a share again", shared)
+}
+
 // What NATS keeps from one node only, its clock tells it: nothing has to be heard.
 func TestTheLeaseLapsesByTheClock(t *testing.T) {
 	s := newServer(t).start()

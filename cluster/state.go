@@ -21,6 +21,8 @@ type member struct {
 	Run   string `json:"run"`
 	Beat  uint64 `json:"beat"`  // grows with each sign of life
 	Takes bool   `json:"takes"` // wants shards
+	// Blind says that it cannot ask the ledger: shards are for those that can, as long as there is one.
+	Blind bool `json:"blind,omitempty"`
 	// Silent says that it gave no sign of life for the expiry: others may have its shards. Its next beat takes it back.
 	Silent bool  `json:"silent,omitempty"`
 	Shards []int `json:"shards,omitempty"`
@@ -38,6 +40,7 @@ type self struct {
 	node, run string
 	joined    bool // it has been a member in this run
 	takes     bool
+	blind     bool
 	waits     bool         // it takes nothing new for now
 	released  map[int]bool // its lane takes nothing more from these
 	shards    int          // how many there are
@@ -61,7 +64,7 @@ func (s state) step(me self, silent map[string]bool) (next state, ok bool) {
 		}
 		m = member{}
 	}
-	m.Run, m.Takes, m.Silent = me.run, me.takes, false
+	m.Run, m.Takes, m.Blind, m.Silent = me.run, me.takes, me.blind, false
 	next.Nodes[me.node] = m
 	for name, other := range next.Nodes {
 		if silent[name] && name != me.node {
@@ -130,16 +133,17 @@ func (s state) owners() map[int]string {
 	return out
 }
 
-// meant is the node that should have a shard: the one of the highest score among those that live and take (rendezvous
-// hashing), so that a node that comes or goes moves its own share only. Empty: there is none.
+// meant is the node that should have a shard: the one of the highest score among those that live, take and see (rendezvous
+// hashing), so that a node that comes or goes moves its own share only. Where all are blind, none is. Empty: there is none.
 func (s state) meant(shard int) string {
-	best, highest := "", uint64(0)
+	best, highest, sees := "", uint64(0), false
 	for name, m := range s.Nodes {
-		if !m.Takes || m.Silent {
+		if !m.Takes || m.Silent || sees && m.Blind {
 			continue
 		}
-		if p := score(name, shard); best == "" || cmp.Or(cmp.Compare(p, highest), cmp.Compare(name, best)) > 0 {
-			best, highest = name, p
+		p := score(name, shard)
+		if best == "" || !sees && !m.Blind || cmp.Or(cmp.Compare(p, highest), cmp.Compare(name, best)) > 0 {
+			best, highest, sees = name, p, !m.Blind
 		}
 	}
 	return best
@@ -153,6 +157,6 @@ func score(node string, shard int) uint64 {
 // same reports whether nothing but signs of life differs.
 func (s state) same(other state) bool {
 	return slices.Equal(s.Gone, other.Gone) && maps.EqualFunc(s.Nodes, other.Nodes, func(a, b member) bool {
-		return a.Run == b.Run && a.Takes == b.Takes && a.Silent == b.Silent && slices.Equal(a.Shards, b.Shards)
+		return a.Run == b.Run && a.Takes == b.Takes && a.Blind == b.Blind && a.Silent == b.Silent && slices.Equal(a.Shards, b.Shards)
 	})
 }

@@ -81,6 +81,45 @@ func TestASilentNodeLosesItsShardsOnce(t *testing.T) {
 	}
 }
 
+// Who cannot ask the ledger leaves the shards to those that can; while nobody can, everybody goes on.
+func TestShardsAreForThoseThatSee(t *testing.T) {
+	blind := func(who self) self { who.blind = true; return who }
+	settle := func(s state, all ...self) state {
+		for range 3 {
+			for _, who := range all {
+				s = turn(t, s, releasing(who, turn(t, s, who)))
+			}
+		}
+		return s
+	}
+	a, b, c := me("a"), me("b"), me("c")
+	before := settle(state{}, a, b, c)
+	for name, m := range before.Nodes {
+		if len(m.Shards) < shards/6 {
+			t.Fatalf("%s has %d", name, len(m.Shards))
+		}
+	}
+	s := settle(before, blind(a), b, c)
+	if s.Nodes["a"].Shards != nil || len(s.Nodes["b"].Shards)+len(s.Nodes["c"].Shards) != shards {
+		t.Errorf("a is blind and has %v", s.Nodes["a"].Shards)
+	}
+	for _, shard := range before.Nodes["b"].Shards {
+		if !slices.Contains(s.Nodes["b"].Shards, shard) {
+			t.Errorf("shard %d moved from b, which sees", shard)
+		}
+	}
+	if s = settle(s, blind(a), blind(b), c); len(s.Nodes["c"].Shards) != shards {
+		t.Errorf("c alone sees, and has %d", len(s.Nodes["c"].Shards))
+	}
+	for name, s := range map[string]state{"none sees": settle(s, blind(a), blind(b), blind(c)), "all see again": settle(s, a, b, c)} {
+		for node, m := range before.Nodes {
+			if diff := cmp.Diff(m.Shards, s.Nodes[node].Shards); diff != "" {
+				t.Errorf("%s: %s has others than in the beginning: %s", name, node, diff)
+			}
+		}
+	}
+}
+
 func TestANewerRunTakesOverAtOnce(t *testing.T) {
 	s := turn(t, state{}, me("a"))
 	again := me("a")
@@ -133,15 +172,16 @@ func TestWhatIsKeptIsBounded(t *testing.T) {
 	}
 }
 
-// Whatever nodes come, fall silent, come back, restart and end, in any order: no shard has two owners, and when it is
+// Whatever nodes come, fall silent, come back, restart, go blind and end, in any order: no shard has two owners, and when it is
 // quiet each has the one that it is meant for.
 func TestAnyOrderEndsWithOneOwnerEach(t *testing.T) {
 	for seed := range uint64(50) {
 		random := rand.New(rand.NewPCG(seed, 1))
 		s, names := state{}, []string{"a", "b", "c", "d"}
-		runs := map[string]int{}
+		runs, blind := map[string]int{}, map[string]bool{}
 		who := func(name string) self {
 			w := me(name)
+			w.blind = blind[name]
 			w.run = fmt.Sprint(name, "-", runs[name])
 			w.joined = s.Nodes[name].Run == w.run
 			return w
@@ -157,6 +197,9 @@ func TestAnyOrderEndsWithOneOwnerEach(t *testing.T) {
 				s = s.leave(name, w.run)
 			case 2:
 				s = turn(t, s, w, names[random.IntN(len(names))])
+			case 9:
+				blind[name] = !blind[name]
+				s = turn(t, s, releasing(who(name), s))
 			case 3, 4, 5:
 				s = turn(t, s, releasing(w, s))
 				s.check(t, seed)

@@ -262,6 +262,7 @@ func (e *engine) startStandIns(ctx context.Context, s *stores) error {
 	s.natsAway.Look(ctx)
 	e.parts.run(ctx, "watch of postgres", s.pgAway.Run)
 	e.parts.run(ctx, "watch of nats", s.natsAway.Run)
+	e.parts.run(ctx, "what others should take over", s.tellBlind)
 	var err error
 	s.kept, err = outage.NewLedger(ctx, cfg, outage.Parts{
 		Postgres: s.memory, Conn: s.conn, Away: s.pgAway, Queues: s.natsAway, Dir: filepath.Join(e.cfg.DataDir, "journal"), Log: log,

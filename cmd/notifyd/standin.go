@@ -44,6 +44,29 @@ func recall(memory *outage.Ledger, log *zap.Logger) async.Recall {
 	}
 }
 
+const (
+	// blindAfter is how long this node alone goes on with its shards when Postgres does not answer it: where all nodes lose
+	// Postgres, they notice it within that, and no shard moves for nothing.
+	blindAfter = 2 * time.Second
+	blindLook  = 250 * time.Millisecond
+)
+
+// tellBlind lets the other nodes have this one's shards while they can ask Postgres and it cannot, until ctx ends: claims
+// are judged by who knows best.
+func (s *stores) tellBlind(ctx context.Context) error {
+	tick := time.NewTicker(blindLook)
+	defer tick.Stop()
+	for {
+		away, since := s.pgAway.Since()
+		s.cluster.Blind(away && time.Since(since) >= blindAfter)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
 // settingsFile keeps the settings of merchants and sources for a start without Postgres. Secrets in it are sealed.
 func (e *engine) settingsFile() string { return filepath.Join(e.cfg.DataDir, "settings.snapshot") }
 

@@ -186,6 +186,13 @@ func (c *check) blind(at time.Time) bool {
 	})
 }
 
+// justBlind reports whether a node may have gone blind a moment ago, and others have not taken over from it yet.
+func (c *check) justBlind(at time.Time) bool {
+	return slices.ContainsFunc(c.h.incidents, func(i Incident) bool {
+		return i.Blind && !at.Before(i.From) && at.Before(i.From.Add(takeoverBound))
+	})
+}
+
 // standing checks that what was accepted is told, or visibly not.
 func (c *check) standing(s *Submitted, found *notifydv1.GetNotificationResponse, acknowledged bool) {
 	lost := func(why string) {
@@ -274,6 +281,8 @@ func (c *check) repeats(s *Submitted, requests []Request, attempts []*notifydv1.
 			switch was, is := row[before.Number], row[r.Number]; {
 			case is.GetTrigger() == notifydv1.Trigger_TRIGGER_RESEND:
 				resent++
+			case was != nil && !unsure(was) && c.justBlind(r.At): // the claim was judged by a node that could not know
+				c.r.Repeated++
 			case was != nil && !unsure(was):
 				c.r.Repeated++
 				c.wrong("%s: attempt %d repeats attempt %d, which is on record as %s", s.ID, r.Number, before.Number, was.Outcome)

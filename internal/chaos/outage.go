@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"notifyd/internal/scenario"
+	"notifyd/notification"
 )
 
 // slowness is what a query takes on a Postgres that is slow.
@@ -91,7 +92,7 @@ func Outages() []Fault {
 		start("start: postgres away, no settings", postgresLinks, (*Node).forgetSettings),
 		start("start: nats away", natsLinks, nil),
 		start("start: both away", bothLinks, nil),
-		links("one of them: postgres cut off", oneNode(postgresLinks), cut),
+		handsOver(links("one of them: postgres cut off", oneNode(postgresLinks), cut)),
 		links("one of them: nats cut off", oneNode(natsLinks), cut),
 	}
 }
@@ -125,6 +126,32 @@ func links(name string, of func(*Run, []*Node) []*scenario.Link, do func(testing
 				l.Pass(tb)
 			}
 		}
+	}}
+}
+
+// handsOver expects of a fault of one of several nodes that the others take over its shards, while it goes on accepting.
+func handsOver(f Fault) Fault {
+	return Fault{f.Name, func(tb testing.TB, r *Run) func() {
+		tb.Helper()
+		heal := f.Hurt(tb, r)
+		if len(r.Nodes) == 1 {
+			return heal
+		}
+		began := time.Now()
+		owned := map[string]int{}
+		none := func() bool {
+			sum, least := 0, notification.Shards
+			for _, n := range r.Nodes {
+				owned[n.Name] = n.owned(tb)
+				sum, least = sum+owned[n.Name], min(least, owned[n.Name])
+			}
+			return sum == notification.Shards && least == 0
+		}
+		if !r.until(takeoverBound, none) {
+			r.History.Broken("one node cannot ask the ledger, and after %s the shards are %v", takeoverBound, owned)
+		}
+		tb.Logf("the others have its shards after %s: %v", time.Since(began).Round(time.Millisecond), owned)
+		return heal
 	}}
 }
 
