@@ -17,6 +17,6 @@
 // long ago, delivered or took in hand, and of which another copy is on its way, can be sent once more; the merchant gets it
 // under the same id. An id that another node accepted before the outage is accepted again
 // here when it is submitted again: with the same content it can be sent twice, with other content it is put into the
-// ledger's quarantine when the ledger hears of it. The same holds for a node that is cut off alone, and for an id whose
-// reservation another node has moved into Postgres meanwhile.
+// ledger's quarantine when the ledger hears of it. The same holds for a node that is cut off alone, which leaves its
+// shards to the others after two seconds, and for an id whose reservation another node has moved into Postgres meanwhile.
 package outage
