@@ -39,7 +39,7 @@ func (l *Lane) hold(m *message, handedOut time.Time, age time.Duration) {
 	l.holding.Lock()
 	l.held[m] = struct{}{}
 	l.holding.Unlock()
-	l.running.Add(1) // until it is acknowledged or given back
+	l.running.Add() // until it is acknowledged or given back
 }
 
 // lapsed reports whether NATS may have handed a message to another taker as well: this process stood still, or was cut

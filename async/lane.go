@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/zap"
 
+	"notifyd/internal/crew"
 	"notifyd/internal/faults"
 	"notifyd/internal/groupcommit"
 	"notifyd/internal/streams"
@@ -177,7 +178,7 @@ type Lane struct {
 	queues map[string]*merchantQueue // by isolation key; only keys with something to do
 	ended  [sentLately]int           // attempts of all keys, as in merchantQueue
 	pacing
-	running sync.WaitGroup // attempts, drains, moves and acknowledgements
+	running crew.Crew      // attempts, drains, moves and acknowledgements
 	taking  sync.WaitGroup // whatever takes from NATS
 	unread  atomic.Bool    // see Unread
 

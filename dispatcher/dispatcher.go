@@ -16,6 +16,7 @@ import (
 	"notifyd/access"
 	"notifyd/contract"
 	"notifyd/contract/sign"
+	"notifyd/internal/crew"
 	"notifyd/keys"
 	"notifyd/ledger"
 	"notifyd/merchant"
@@ -212,6 +213,7 @@ type Dispatcher struct {
 	learned     atomic.Int64  // when the ledger said last which merchants changed, Unix nanoseconds
 	outage      *rate.Limiter // of log lines about calls that cannot be answered
 	unlogged    atomic.Int64  // such calls since the last line
+	crew        crew.Crew     // submissions under way
 	wire        wire
 	lines       lines
 	streams     streams

@@ -83,10 +83,19 @@ func (s *stream) receive(ctx context.Context) error {
 		room := min(len(items), maxUnanswered-int(s.unanswered.Load()))
 		if taken := items[:room]; len(taken) > 0 {
 			s.unanswered.Add(int64(len(taken)))
-			s.underWay.Go(func() { s.take(work, taken) })
+			s.work(func() { s.take(work, taken) })
 		}
 		s.refuse(items[room:])
 	}
+}
+
+// work does something that the end of the stream waits for.
+func (s *stream) work(job func()) {
+	s.underWay.Add(1)
+	s.d.crew.Go(func() {
+		defer s.underWay.Done()
+		job()
+	})
 }
 
 // whyEnded is what the caller is told; nil: it has ended the stream itself, or this node stops.
@@ -115,7 +124,7 @@ func (s *stream) take(ctx context.Context, items []*notifydv1.StreamedNotificati
 			numbers, together = append(numbers, item.Number), append(together, sub)
 			continue
 		}
-		s.underWay.Go(func() {
+		s.work(func() {
 			ctx := ctx
 			if item.Wait != nil {
 				var cancel context.CancelFunc

@@ -309,10 +309,10 @@ func (d *Dispatcher) enter(ctx context.Context, s *submission, done func()) {
 	case s.duplicate && d.now().Before(s.n.AcceptedAt.Add(d.cfg.TraceAfter)):
 		d.enterLater(ctx, s, w, s.n.AcceptedAt.Add(d.cfg.TraceAfter), notification.ReasonQueued, done)
 	case isSync:
-		go func() {
+		d.crew.Go(func() {
 			defer done()
 			d.enterSync(ctx, s, w)
-		}()
+		})
 	default:
 		d.enterAsync(ctx, s, w, notification.ReasonQueued, done)
 	}

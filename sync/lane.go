@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"notifyd/internal/crew"
 	"notifyd/notification"
 	"notifyd/notification/hand"
 )
@@ -72,7 +73,7 @@ type Lane struct {
 	mu      sync.Mutex
 	waiting map[string]int // callers by isolation key
 	total   int
-	running sync.WaitGroup
+	running crew.Crew
 }
 
 // New returns a lane.
