@@ -42,6 +42,7 @@ type page struct {
 	inline   []Key     // of a secret within the settings
 	until    time.Time // the second of inline is in use
 	ready    sync.Map  // from a key's ID in the ring to Key
+	answers  sync.Map  // from a key's ID in the ring to AnswerKey
 }
 
 // NewBook returns an empty book.
@@ -138,6 +139,15 @@ func (b *Book) keys(p *page, at time.Time) (Keys, error) {
 			out.Seal, out.SealID = sign.NewSecret(live[0].Material.Secret()), live[0].ID()
 		}
 	}
+	if c.answers != nil && c.answers.keyID != "" {
+		for _, key := range b.ring.Live(c.answers.keyID, at) {
+			ready, err := p.prepareAnswer(key)
+			if err != nil {
+				return Keys{}, fmt.Errorf("%w: %w", ErrNoKey, err)
+			}
+			out.Answer = append(out.Answer, ready)
+		}
+	}
 	return out, nil
 }
 
@@ -158,6 +168,41 @@ func (p *page) prepare(key *keys.Key) (Key, error) {
 	ready.Serial, ready.SerialDecimal = key.SerialNumber, key.Decimal()
 	p.ready.Store(key.ID(), ready)
 	return ready, nil
+}
+
+func (p *page) prepareAnswer(key *keys.Key) (AnswerKey, error) {
+	if known, ok := p.answers.Load(key.ID()); ok {
+		if ready, ok := known.(AnswerKey); ok {
+			return ready, nil
+		}
+	}
+	ready, err := p.contract.prepareAnswer(key)
+	if err == nil {
+		p.answers.Store(key.ID(), ready)
+	}
+	return ready, err
+}
+
+func (c *Contract) prepareAnswer(key *keys.Key) (AnswerKey, error) {
+	material, err := verifyKey(key)
+	if err != nil {
+		return AnswerKey{}, err
+	}
+	ready, err := c.PrepareAnswer(key.ID(), material)
+	if err != nil {
+		return AnswerKey{}, fmt.Errorf("key %s: %w", key.ID(), err)
+	}
+	return ready, nil
+}
+
+func verifyKey(key *keys.Key) (sign.Key, error) {
+	if secret := key.Material.Secret(); len(secret) > 0 {
+		return sign.SecretKey(sign.NewSecret(secret))
+	}
+	if public := key.Material.Public(); public != nil {
+		return sign.PublicKey(public)
+	}
+	return sign.Key{}, fmt.Errorf("key %s: has nothing to verify with", key.ID())
 }
 
 func signKey(key *keys.Key) (sign.Key, error) {
@@ -197,13 +242,21 @@ func (b *Book) Check(m *merchant.Merchant, n *notification.Notification) error {
 	return p.contract.Check(n)
 }
 
-// Acknowledgement is the rule for a merchant's answers in a scene; nil: the contract cannot be compiled, so nothing was asked.
-func (b *Book) Acknowledgement(m *merchant.Merchant, scene string) *answer.Acknowledgement {
-	p, err := b.page(m, scene)
-	if err != nil || p.contract == nil {
+// Acknowledgement is the rule for the answer to what was told, which was asked with the keys of that time; nil: the contract cannot be
+// compiled, so nothing was asked.
+func (b *Book) Acknowledgement(m *merchant.Merchant, told Told) *answer.Acknowledgement {
+	p, err := b.page(m, told.Notification.Scene)
+	switch {
+	case err != nil || p.contract == nil:
 		return nil
+	case p.contract.answers == nil: // most are
+		return p.contract.acknowledgement
 	}
-	return p.contract.acknowledgement
+	inUse, err := b.keys(p, told.At)
+	if err != nil {
+		inUse = Keys{} // so that nothing verifies
+	}
+	return p.contract.Acknowledgement(told, inUse)
 }
 
 // CheckSettings refuses what cannot work at an instant: see Errors. The secret is the merchant's own, if it has one.
@@ -250,7 +303,25 @@ func (b *Book) CheckSettings(m *merchant.Merchant, at time.Time) error {
 			refuse("encryption.key_id", err)
 		}
 	}
+	if c.answers != nil && c.answers.keyID != "" {
+		if err := b.checkAnswerKey(c, m.ID, at); err != nil {
+			refuse(answerField+"key_id", err)
+		}
+	}
 	return errors.Join(errs...)
+}
+
+func (b *Book) checkAnswerKey(c *Contract, merchantID string, at time.Time) error {
+	name := c.answers.keyID
+	if err := b.ring.Check(name, merchantID, keys.PurposeVerify, at); err != nil {
+		return err
+	}
+	for _, key := range b.ring.Live(name, at) {
+		if _, err := c.prepareAnswer(key); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (b *Book) checkKey(c *Contract, name, merchantID string, at time.Time) error {

@@ -1,8 +1,17 @@
 package contract_test
 
 import (
+	"crypto/ed25519"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +21,7 @@ import (
 	"notifyd/contract/sign"
 	"notifyd/keys"
 	"notifyd/merchant"
+	"notifyd/notification"
 )
 
 // ring has a generated key of each kind, under the algorithm's name; none has a certificate.
@@ -92,21 +102,21 @@ func TestCheckSettings(t *testing.T) {
 // TestNoncesDiffer: whoever asks for a nonce, or for something encrypted, gets another one in each request.
 func TestNoncesDiffer(t *testing.T) {
 	book := contract.NewBook(ring(t), sign.NewPool(1))
-	hmac := merchant.Signer{Algorithm: "hmac-sha256", Input: "{body}", Header: "X-Sign"}
+	byHMAC := merchant.Signer{Algorithm: "hmac-sha256", Input: "{body}", Header: "X-Sign"}
 	signed := func(change func(*merchant.Signer)) merchant.Signer {
-		s := hmac
+		s := byHMAC
 		change(&s)
 		return s
 	}
 	for name, settings := range map[string]merchant.Contract{
 		"wechatpay-v2":           {Profile: contract.WeChatPayV2},
-		"a field":                {Profile: contract.Custom, Encoding: merchant.Encoding{Format: "json", Fields: map[string]string{"n": "@nonce!"}}, Signer: hmac},
-		"a template":             {Profile: contract.Custom, Encoding: merchant.Encoding{Format: "template", ContentType: "text/plain", Template: "n={@nonce|url}"}, Signer: hmac},
-		"a header":               {Profile: contract.Custom, Encoding: merchant.Encoding{Headers: map[string]string{"X-Nonce": "n-{nonce}"}}, Signer: hmac},
+		"a field":                {Profile: contract.Custom, Encoding: merchant.Encoding{Format: "json", Fields: map[string]string{"n": "@nonce!"}}, Signer: byHMAC},
+		"a template":             {Profile: contract.Custom, Encoding: merchant.Encoding{Format: "template", ContentType: "text/plain", Template: "n={@nonce|url}"}, Signer: byHMAC},
+		"a header":               {Profile: contract.Custom, Encoding: merchant.Encoding{Headers: map[string]string{"X-Nonce": "n-{nonce}"}}, Signer: byHMAC},
 		"the signature's header": {Profile: contract.Custom, Signer: signed(func(s *merchant.Signer) { s.HeaderValue = "n={nonce},s={signature}" })},
 		"what is signed":         {Profile: contract.Custom, Signer: signed(func(s *merchant.Signer) { s.Input = "{nonce}{body}" })},
 		"what is encrypted": {
-			Profile: contract.Custom, Signer: hmac, Encryption: merchant.Encryption{Algorithm: "aes-256-gcm", KeyID: "seal"},
+			Profile: contract.Custom, Signer: byHMAC, Encryption: merchant.Encryption{Algorithm: "aes-256-gcm", KeyID: "seal"},
 			Encoding: merchant.Encoding{Format: "template", ContentType: "text/plain", Template: "{@seal_nonce}.{@ciphertext}"},
 		},
 	} {
@@ -133,7 +143,7 @@ func TestSceneOverTheRule(t *testing.T) {
 		ID: "m-1", Contract: merchant.Contract{Acknowledgement: merchant.Acknowledgement{BodyExact: "success"}}, Secrets: merchant.Secrets{SigningSecret: whsec},
 		Scenes: map[string]merchant.SceneSettings{"refund": {Acknowledgement: merchant.Acknowledgement{FinalStatuses: []uint32{501}}}},
 	}
-	rule := contract.NewBook(keys.NewRing(), sign.NewPool(1)).Acknowledgement(m.ForScene("refund"), "refund")
+	rule := contract.NewBook(keys.NewRing(), sign.NewPool(1)).Acknowledgement(m.ForScene("refund"), contract.Told{Notification: &notification.Notification{Scene: "refund"}})
 	for _, c := range []struct {
 		given answer.Answer
 		want  answer.Verdict
@@ -174,5 +184,210 @@ func TestOursIsNotPermanent(t *testing.T) {
 	var refused *contract.EncodeError
 	if err := request(query, `{"a":"`+strings.Repeat("x", 3000)+`"}`); !errors.As(err, &refused) {
 		t.Errorf("a long query: %v", err)
+	}
+}
+
+// answered is a merchant that signs its answers over their body.
+func answered(signature merchant.AnswerSignature) *merchant.Merchant {
+	signature.Input, signature.Header = "{body}", "X-Signature"
+	return &merchant.Merchant{
+		ID: "tea-shop", Version: 1, Contract: merchant.Contract{Acknowledgement: merchant.Acknowledgement{Signature: signature}}, Secrets: merchant.Secrets{SigningSecret: whsec},
+	}
+}
+
+// verifying is a ring with a key that answers are signed with, and that key.
+func verifying(t *testing.T, merchantID string) (*keys.Ring, *keys.Set, ed25519.PrivateKey) {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := (&keys.Set{Name: "answers", Purpose: keys.PurposeVerify, MerchantID: merchantID}).With(imported(t, public, keys.PurposeVerify), 0, at.Add(-time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := ring(t)
+	r.Learn(set)
+	return r, set, private
+}
+
+func imported(t *testing.T, public ed25519.PublicKey, purpose keys.Purpose) keys.Key {
+	t.Helper()
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := keys.Import(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), keys.Options{Purpose: purpose})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key.ActiveFrom, key.CreatedAt = at.Add(-time.Hour), at.Add(-time.Hour)
+	return key
+}
+
+// TestAnswerKeyIsChecked: a key that answers cannot be verified with is refused with the settings.
+func TestAnswerKeyIsChecked(t *testing.T) {
+	r, set, _ := verifying(t, "tea-shop")
+	book := contract.NewBook(r, sign.NewPool(1))
+	for _, c := range []struct{ name, algorithm, key, merchant, rule string }{
+		{"well", "ed25519", "answers", "tea-shop", ""},
+		{"the secret of the requests", "hmac-sha256", "", "tea-shop", ""},
+		{"another kind", "rsa-sha256", "answers", "tea-shop", "must be of kind rsa, is an ed25519 public key"},
+		{"another merchant's", "ed25519", "answers", "coffee-shop", "there is no such key"},
+		{"another purpose", "ed25519", "ed25519", "tea-shop", "want one for verify"},
+		{"none", "ed25519", "nobody's", "tea-shop", "there is no such key"},
+	} {
+		m := answered(merchant.AnswerSignature{Algorithm: c.algorithm, KeyID: c.key})
+		m.ID = c.merchant
+		wrong := contract.Errors(book.CheckSettings(m, at))
+		switch {
+		case c.rule == "" && len(wrong) > 0:
+			t.Errorf("%s: %v", c.name, wrong)
+		case c.rule != "" && (len(wrong) != 1 || wrong[0].Field != "acknowledgement.signature.key_id" || !strings.Contains(wrong[0].Rule, c.rule)):
+			t.Errorf("%s: %v, want …%s…", c.name, wrong, c.rule)
+		}
+	}
+	retired, err := set.Retire(1, at, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	retired.Version++
+	r.Learn(retired)
+	if err := book.CheckSettings(answered(merchant.AnswerSignature{Algorithm: "ed25519", KeyID: "answers"}), at); err == nil || !strings.Contains(err.Error(), "no version of it is in use") {
+		t.Errorf("retired: %v", err)
+	}
+}
+
+// TestAnswerKeysAsTheyAreImported: what the key store makes of a public key fits the algorithm that it is for.
+func TestAnswerKeysAsTheyAreImported(t *testing.T) {
+	for name, algorithm := range map[string]string{"rsa": "rsa-sha256", "ecdsa": "ecdsa-sha256", "ed25519": "ed25519", "sm2": "sm2-sm3"} {
+		content, err := os.ReadFile(filepath.Join("testdata", "keys", name+".pub.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, err := keys.Import(content, keys.Options{Purpose: keys.PurposeVerify})
+		if err != nil {
+			t.Fatal(err)
+		}
+		set, err := (&keys.Set{Name: name, Purpose: keys.PurposeVerify}).With(key, 0, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := keys.NewRing()
+		r.Learn(set)
+		if err := contract.NewBook(r, sign.NewPool(1)).CheckSettings(answered(merchant.AnswerSignature{Algorithm: algorithm, KeyID: name}), at); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestAnswersOverARotation: the keys that were in use when it was asked verify an answer; where none is, nobody is asked.
+func TestAnswersOverARotation(t *testing.T) {
+	r, set, first := verifying(t, "")
+	book := contract.NewBook(r, sign.NewPool(1))
+	m := answered(merchant.AnswerSignature{Algorithm: "ed25519", KeyID: "answers"})
+	asked := func(when time.Time) contract.Told {
+		n := told(`{"a":1}`)
+		n.At = when
+		return n
+	}
+	judge := func(when time.Time, key ed25519.PrivateKey) answer.Verdict {
+		t.Helper()
+		signature := base64.StdEncoding.EncodeToString(ed25519.Sign(key, []byte("ok")))
+		return book.Acknowledgement(m, asked(when)).Judge(answer.Answer{Status: 200, Header: http.Header{"X-Signature": {signature}}.Values, Body: []byte("ok")}).Verdict
+	}
+	public, second, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := imported(t, public, keys.PurposeVerify)
+	next.ActiveFrom = at
+	if set, err = set.With(next, time.Minute, at); err != nil {
+		t.Fatal(err)
+	}
+	set.Version++
+	r.Learn(set)
+	for _, c := range []struct {
+		when          time.Duration
+		first, second answer.Verdict
+	}{
+		{-time.Second, answer.Acknowledged, answer.WrongAnswer},
+		{0, answer.Acknowledged, answer.Acknowledged},
+		{time.Minute - 1, answer.Acknowledged, answer.Acknowledged},
+		{time.Minute, answer.WrongAnswer, answer.Acknowledged},
+	} {
+		if got := [2]answer.Verdict{judge(at.Add(c.when), first), judge(at.Add(c.when), second)}; got != [2]answer.Verdict{c.first, c.second} {
+			t.Errorf("%s after the change: %v", c.when, got)
+		}
+	}
+	if _, err := book.Request(t.Context(), m, asked(at), contract.Options{}); err != nil {
+		t.Error(err)
+	}
+	if _, err := book.Request(t.Context(), m, asked(at.Add(-2*time.Hour)), contract.Options{}); !errors.Is(err, contract.ErrNoKey) || !strings.Contains(err.Error(), `"answers"`) {
+		t.Errorf("before its time: %v", err)
+	}
+	if got := judge(at.Add(-2*time.Hour), first); got != answer.WrongAnswer {
+		t.Errorf("before its time: %s", got)
+	}
+}
+
+// TestAnswersWithTheRequestsSecret: while one secret replaces another, an answer may be signed with either.
+func TestAnswersWithTheRequestsSecret(t *testing.T) {
+	book := contract.NewBook(keys.NewRing(), sign.NewPool(1))
+	m := answered(merchant.AnswerSignature{Algorithm: "hmac-sha256"})
+	const before = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+	m.Secrets.PreviousSecret, m.Secrets.PreviousUntil = before, at.Add(time.Minute)
+	for _, c := range []struct {
+		when   time.Duration
+		secret string
+		want   answer.Verdict
+	}{
+		{0, whsec, answer.Acknowledged},
+		{0, before, answer.Acknowledged},
+		{time.Minute, whsec, answer.Acknowledged},
+		{time.Minute, before, answer.WrongAnswer},
+	} {
+		raw, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(c.secret, "whsec_"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		mac := hmac.New(sha256.New, raw)
+		mac.Write([]byte("ok"))
+		n := told(`{"a":1}`)
+		n.At = at.Add(c.when)
+		header := http.Header{"X-Signature": {base64.StdEncoding.EncodeToString(mac.Sum(nil))}}
+		if got := book.Acknowledgement(m, n).Judge(answer.Answer{Status: 200, Header: header.Values, Body: []byte("ok")}); got.Verdict != c.want {
+			t.Errorf("%s, %s: %s, want %s", c.when, c.secret, got.Verdict, c.want)
+		}
+	}
+}
+
+// TestSceneAndTheSignature: a scene that has a rule of its own keeps the signature, replaces it, or says that there is none.
+func TestSceneAndTheSignature(t *testing.T) {
+	book := contract.NewBook(keys.NewRing(), sign.NewPool(1))
+	m := answered(merchant.AnswerSignature{Algorithm: "hmac-sha256"})
+	m.Scenes = map[string]merchant.SceneSettings{
+		"body": {Acknowledgement: merchant.Acknowledgement{BodyExact: "ok"}},
+		"none": {Acknowledgement: merchant.Acknowledgement{Signature: merchant.AnswerSignature{Algorithm: "none"}}},
+		"own":  {Acknowledgement: merchant.Acknowledgement{Signature: merchant.AnswerSignature{Algorithm: "md5", Input: "{body}{secret}", Header: "X-Own"}}},
+	}
+	for scene, want := range map[string]string{"": "X-Signature", "body": "X-Signature", "none": "", "own": "X-Own"} {
+		n := told(`{"a":1}`)
+		n.Notification.Scene = scene
+		got := book.Acknowledgement(m.ForScene(scene), n).Judge(answer.Answer{Status: 200, Header: http.Header{}.Values, Body: []byte("ok")})
+		if (got.Verdict == answer.Acknowledged) != (want == "") || !strings.Contains(got.Why, want) {
+			t.Errorf("%q: %s: %s, want %q", scene, got.Verdict, got.Why, want)
+		}
+	}
+}
+
+// TestUnsignedAnswersCostNothing: a rule without a signature is the same for every answer.
+func TestUnsignedAnswersCostNothing(t *testing.T) {
+	book := contract.NewBook(keys.NewRing(), sign.NewPool(1))
+	m := answered(merchant.AnswerSignature{})
+	m.Contract = merchant.Contract{}
+	n := told(`{"a":1}`)
+	if allocations := testing.AllocsPerRun(100, func() { book.Acknowledgement(m, n) }); allocations > 0 {
+		t.Errorf("%v allocations", allocations)
 	}
 }

@@ -40,6 +40,7 @@ type Contract struct {
 	aad       *sign.Pattern
 
 	acknowledgement *answer.Acknowledgement
+	answers         *answerSignature // nil: they are not signed
 	usesPayload     bool
 	usesFields      bool
 	signsSorted     bool
@@ -90,12 +91,13 @@ func Compile(given merchant.Contract) (*Contract, error) {
 	}
 	k := &compiler{c: &Contract{profile: p}}
 	k.merge(given)
-	k.acknowledgement()
 	k.encryption()
 	if k.encoding(); k.c.mapping != nil { // what is signed depends on it
 		k.signer()
 		k.headers()
 	}
+	k.answerSignature()
+	k.acknowledgement()
 	if len(k.errs) > 0 {
 		return nil, errors.Join(k.errs...)
 	}
@@ -203,6 +205,9 @@ func (k *compiler) acknowledgement() {
 		default:
 			rule.Body, at = g.body, g.field
 		}
+	}
+	if s := k.c.answers; s != nil && s.format != "" && (rule.Body.Kind == answer.BodyJSON || rule.Body.Kind == answer.BodyXML) {
+		rule.Body.Charset = s.charset // what is signed is what is judged
 	}
 	compiled, err := answer.Compile(rule)
 	if err != nil {

@@ -281,7 +281,7 @@ func TestProfilesAnswers(t *testing.T) {
 		if c.profile == contract.WeChatPayV3 {
 			settings.Encryption.KeyID = "k"
 		}
-		if got := judged(t, settings, c.status, c.body).Verdict; got != c.want {
+		if got := judged(t, &merchant.Merchant{Contract: settings}, c.status, c.body).Verdict; got != c.want {
 			t.Errorf("%s: %d %q is %s, want %s", c.profile, c.status, c.body, got, c.want)
 		}
 	}

@@ -1,6 +1,7 @@
 package contract_test
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/rand"
 	"encoding/asn1"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -26,6 +28,7 @@ import (
 	"notifyd/contract"
 	"notifyd/contract/answer"
 	"notifyd/contract/sign"
+	"notifyd/keys"
 	"notifyd/merchant"
 	notifydv1 "notifyd/proto/notifyd/v1"
 )
@@ -150,6 +153,9 @@ var exampleReaders = map[string]func(t *testing.T, r contract.Request, secret st
 			texts[name] = fmt.Sprint(value)
 		}
 		return sorted(texts, "sign") + "&key=" + secret, texts["sign"]
+	},
+	"signed-answer": func(_ *testing.T, r contract.Request, _ string) (string, string) {
+		return headerOf(r, "X-Id") + "." + headerOf(r, "X-Timestamp") + "." + string(r.Body), headerOf(r, "X-Signature")
 	},
 	"sm2-bank": func(t *testing.T, r contract.Request, _ string) (string, string) {
 		form := values(t, string(r.Body)) // the names are ASCII, the values in GBK
@@ -287,21 +293,52 @@ func TestExamplesAnswers(t *testing.T) {
 		{"md5-json", 200, `{"code":0}`, answer.Acknowledged},
 		{"md5-json", 200, `{"code":"0"}`, answer.Acknowledged},
 		{"md5-json", 200, `{"code":1}`, answer.WrongAnswer},
+		{"signed-answer", 200, `{"code":"SUCCESS"}`, answer.WrongAnswer}, // it is not signed
 		{"sm2-bank", 200, "<resp><code>0000</code></resp>", answer.Acknowledged},
 		{"sm2-bank", 200, "0000", answer.WrongAnswer},
 	} {
-		if got := judged(t, example(t, c.example).Contract, c.status, c.body).Verdict; got != c.want {
+		m := example(t, c.example)
+		if got := judged(t, m, c.status, c.body).Verdict; got != c.want {
 			t.Errorf("%s: %d %q is %s, want %s", c.example, c.status, c.body, got, c.want)
 		}
 	}
 }
 
-// judged is the verdict on an answer to a merchant with a contract.
-func judged(t *testing.T, settings merchant.Contract, status int, body string) answer.Judgement {
+// judged is the verdict on an answer of a merchant.
+func judged(t *testing.T, m *merchant.Merchant, status int, body string) answer.Judgement {
 	t.Helper()
-	rule := contract.NewBook(nil, nil).Acknowledgement(&merchant.Merchant{Contract: settings}, "")
+	rule := contract.NewBook(keys.NewRing(), nil).Acknowledgement(m, goldenTold(paid, 1))
 	if rule == nil {
-		t.Fatalf("%+v: has no rule", settings)
+		t.Fatalf("%+v: has no rule", m.Contract)
 	}
 	return rule.Judge(answer.Answer{Status: status, Body: []byte(body)})
+}
+
+// TestPageOfSignedAnswers: the answer that the page shows acknowledges under the settings beside it; openssl has signed the string.
+func TestPageOfSignedAnswers(t *testing.T) {
+	m := example(t, "signed-answer")
+	shown := map[string]string{}
+	for _, b := range blocks(t, "README.md") {
+		if b.name == "signed-answer" {
+			shown[b.language] = strings.TrimSuffix(b.text, "\n")
+		}
+	}
+	head, body, _ := strings.Cut(shown["http"], "\n\n")
+	response, err := http.ReadResponse(bufio.NewReader(strings.NewReader(strings.ReplaceAll(head, "\n", "\r\n")+"\r\n\r\n")), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if err := checkedByOpenSSL(t, m, nil, shown["text"], response.Header.Get("X-Signature")); err != nil {
+		t.Error(err)
+	}
+	rule := contract.NewBook(keys.NewRing(), nil).Acknowledgement(m, goldenTold(paid, 1))
+	given := answer.Answer{Status: response.StatusCode, Header: response.Header.Values, Body: []byte(body)}
+	if got := rule.Judge(given); got.Verdict != answer.Acknowledged {
+		t.Errorf("%s: %s", got.Verdict, got.Why)
+	}
+	response.Header.Set("X-Timestamp", "0")
+	if got := rule.Judge(given); got.Verdict != answer.WrongAnswer || !strings.Contains(got.Why, strings.Replace(strconv.Quote(shown["text"]), "1795395724", "0", 1)) {
+		t.Errorf("another time: %s: %s", got.Verdict, got.Why)
+	}
 }

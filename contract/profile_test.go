@@ -29,19 +29,19 @@ func directly(_ context.Context, signer *sign.Signer, message []byte) ([]byte, e
 	return signer.Sign(message)
 }
 
-func secretKey(t *testing.T, c *contract.Contract, text string) contract.Key {
-	t.Helper()
+func secretKey(tb testing.TB, c *contract.Contract, text string) contract.Key {
+	tb.Helper()
 	secret, err := sign.ParseSecret(text)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	key, err := sign.SecretKey(secret)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	ready, err := c.Prepare("k-1", key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return ready
 }

@@ -26,6 +26,7 @@ type Key struct {
 
 	signer *sign.Signer
 	secret sign.Secret // for {secret}
+	answer AnswerKey   // where answers are signed with the same secret
 }
 
 // Prepare pairs a key with the contract's algorithm; a pair that does not fit is an error that names both.
@@ -35,7 +36,13 @@ func (c *Contract) Prepare(id string, key sign.Key) (Key, error) {
 	if err != nil {
 		return Key{}, err
 	}
-	return Key{ID: id, signer: signer, secret: key.Secret()}, nil
+	ready := Key{ID: id, signer: signer, secret: key.Secret()}
+	if c.answers != nil && c.answers.keyID == "" {
+		if ready.answer, err = c.PrepareAnswer(id, key); err != nil {
+			return Key{}, fmt.Errorf("of answers: %w", err)
+		}
+	}
+	return ready, nil
 }
 
 // Keys are those in use for one request.
@@ -44,6 +51,8 @@ type Keys struct {
 	Seal sign.Secret // the zero value where nothing is encrypted
 	// SealID is for the record.
 	SealID string
+	// Answer are those that an answer may be signed with; none where answers are not signed, or with the secret of Sign.
+	Answer []AnswerKey
 }
 
 // Signing makes signatures, for an owner; see sign.Pool.
@@ -83,6 +92,9 @@ type Options struct {
 func (c *Contract) Request(ctx context.Context, told Told, keys Keys, signing Signing, o Options) (Request, error) {
 	if c.algorithm != sign.None && len(keys.Sign) == 0 || c.inner != nil && keys.Seal.Len() == 0 {
 		return Request{}, ErrNoKey
+	}
+	if c.answers != nil && len(c.answerKeys(keys)) == 0 { // nobody asks what nobody could understand the answer to
+		return Request{}, fmt.Errorf("%w: %q, which answers are verified with", ErrNoKey, c.answers.keyID)
 	}
 	b := &building{c: c, ctx: ctx, keys: keys.Sign, seal: keys.Seal, signing: signing, options: o, buffers: takeBuffers()}
 	defer b.giveBack()
@@ -185,6 +197,9 @@ type building struct {
 }
 
 func (b *building) build() error {
+	if err := b.c.answerable(b.values); err != nil {
+		return &EncodeError{err}
+	}
 	if err := b.parse(); err != nil {
 		return &EncodeError{err}
 	}

@@ -62,6 +62,16 @@ func ackFromProto(p *notifydv1.Acknowledgement) merchant.Acknowledgement {
 		BodyContains: p.GetBodyContains(), BodyMatches: p.GetBodyMatches(), FinalStatuses: p.GetFinalStatuses(), FinalAbortMessage: p.GetFinalAbortMessage(),
 		JSON: merchant.PathValue{Path: p.GetJson().GetPath(), Value: p.GetJson().GetValue()},
 		XML:  merchant.PathValue{Path: p.GetXml().GetPath(), Value: p.GetXml().GetValue()},
+
+		Signature: answerSignatureFromProto(p.GetSignature()),
+	}
+}
+
+func answerSignatureFromProto(p *notifydv1.AnswerSignature) merchant.AnswerSignature {
+	return merchant.AnswerSignature{
+		Algorithm: p.GetAlgorithm(), KeyID: p.GetKeyId(), Input: p.GetInput(), Output: p.GetOutput(), Field: p.GetField(), Header: p.GetHeader(),
+		Format: p.GetFormat(), Charset: p.GetCharset(), UnsignedFields: p.GetUnsignedFields(), SignEmpty: p.GetSignEmpty(),
+		UserID: p.GetUserId(), RawSignature: p.GetRawSignature(),
 	}
 }
 
@@ -78,6 +88,17 @@ func ackToProto(a merchant.Acknowledgement) *notifydv1.Acknowledgement {
 	return &notifydv1.Acknowledgement{
 		Statuses: a.Statuses, BodyExact: a.BodyExact, BodyTrimmed: a.BodyTrimmed, BodyIgnoringCase: a.BodyIgnoringCase, BodyContains: a.BodyContains,
 		BodyMatches: a.BodyMatches, Json: at(a.JSON), Xml: at(a.XML), FinalStatuses: a.FinalStatuses, FinalAbortMessage: a.FinalAbortMessage,
+		Signature: answerSignatureToProto(a.Signature),
+	}
+}
+
+func answerSignatureToProto(s merchant.AnswerSignature) *notifydv1.AnswerSignature {
+	if s.IsZero() {
+		return nil
+	}
+	return &notifydv1.AnswerSignature{
+		Algorithm: s.Algorithm, KeyId: s.KeyID, Input: s.Input, Output: s.Output, Field: s.Field, Header: s.Header, Format: s.Format, Charset: s.Charset,
+		UnsignedFields: s.UnsignedFields, SignEmpty: s.SignEmpty, UserId: s.UserID, RawSignature: s.RawSignature,
 	}
 }
 

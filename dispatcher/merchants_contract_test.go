@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	notifydv1 "notifyd/proto/notifyd/v1"
 )
@@ -70,6 +71,44 @@ func TestContractTellsTheAcceptance(t *testing.T) {
 	}))
 	if _, err := f.client(t, nobody).submit(t, order("r-1")); err != nil {
 		t.Error(err)
+	}
+}
+
+// What is signed of an answer is stored as it was given; a scene's is checked, too, and named.
+func TestAnswerSignatures(t *testing.T) {
+	f := newFront(t, CallersConfig{})
+	service := NewMerchantService(f.Dispatcher, &numbered{node: "a"}, nil)
+	put := func(own, scene *notifydv1.AnswerSignature) (*notifydv1.Merchant, error) {
+		m := &notifydv1.Merchant{Id: "shop", NotifyUrl: "https://m.test/notify", Persist: notifydv1.Persist_PERSIST_LEDGER, Contract: &notifydv1.Contract{
+			Profile: "custom", Signer: hmacSigner("{body}"), Acknowledgement: &notifydv1.Acknowledgement{Signature: own},
+		}}
+		if scene != nil {
+			m.Scenes = map[string]*notifydv1.SceneSettings{"pay": {Acknowledgement: &notifydv1.Acknowledgement{Signature: scene}}}
+		}
+		res, err := got(service.PutMerchant(t.Context(), connect.NewRequest(&notifydv1.PutMerchantRequest{Merchant: m})))
+		if err != nil {
+			return nil, err
+		}
+		return res.Merchant, nil
+	}
+	own := &notifydv1.AnswerSignature{
+		Algorithm: "hmac-md5", Input: "{sorted}{secret}", Output: "HEX", Field: "sign", Format: "xml", Charset: "gbk", UnsignedFields: []string{"sign_type"}, SignEmpty: true,
+	}
+	stored, err := put(own, &notifydv1.AnswerSignature{Algorithm: "none"})
+	must(t, err)
+	if !proto.Equal(stored.Contract.Acknowledgement.Signature, own) || stored.Scenes["pay"].Acknowledgement.Signature.Algorithm != "none" {
+		t.Errorf("stored: %v", stored)
+	}
+	for field, signatures := range map[string][2]*notifydv1.AnswerSignature{
+		`merchant.contract.acknowledgement.signature.input`:        {{Algorithm: "hmac-md5", Input: "{id}", Header: "X-Sign"}},
+		`merchant.contract.acknowledgement.signature.key_id`:       {{Algorithm: "sm2-sm3", Input: "{body}", Header: "X-Sign", KeyId: "nobody's"}},
+		`merchant.scenes["pay"].acknowledgement.signature.header`:  {own, {Algorithm: "hmac-md5", Input: "{sorted}", Header: "X-Sign", Field: "sign"}},
+		`merchant.scenes["pay"].acknowledgement.signature.key_id`:  {own, {Algorithm: "ed25519", Input: "{body}", Header: "X-Sign"}},
+		`merchant.scenes["pay"].acknowledgement.signature.charset`: {nil, {Algorithm: "hmac-md5", Input: "{sorted}", Header: "X-Sign", Charset: "big5"}},
+	} {
+		if _, err := put(signatures[0], signatures[1]); connect.CodeOf(err) != connect.CodeInvalidArgument || !strings.Contains(err.Error(), field) {
+			t.Errorf("%s: %v", field, err)
+		}
 	}
 }
 

@@ -55,7 +55,7 @@ func Classify(what What, agreed *answer.Acknowledgement) Verdict {
 	if what.Fault != FaultNone || agreed == nil {
 		return Verdict{Outcome: outcomeOfFault(what), Reason: reasonOfFault(what)}
 	}
-	judged := agreed.Judge(answer.Answer{Status: what.Status, Header: what.header.Get, Body: what.Body, Truncated: what.Truncated})
+	judged := agreed.Judge(answer.Answer{Status: what.Status, Header: what.header.Values, Body: what.Body, Truncated: what.Truncated})
 	switch {
 	case judged.Verdict == answer.Acknowledged && what.Late:
 		return Verdict{Outcome: notification.OutcomeDelivered, Reason: notification.ReasonLateAcknowledgement}

@@ -41,7 +41,7 @@ func agreedOn(t *testing.T, a merchant.Acknowledgement, lastWord bool) *answer.A
 	if lastWord {
 		settings = merchant.Contract{Acknowledgement: a}
 	}
-	rule := contract.NewBook(keys.NewRing(), sign.NewPool(0)).Acknowledgement(&merchant.Merchant{Contract: settings, Secrets: merchant.Secrets{SigningSecret: testSecret}}, "")
+	rule := contract.NewBook(keys.NewRing(), sign.NewPool(0)).Acknowledgement(&merchant.Merchant{Contract: settings, Secrets: merchant.Secrets{SigningSecret: testSecret}}, contract.Told{Notification: &notification.Notification{}})
 	if rule == nil {
 		t.Fatalf("%+v is refused", a)
 	}

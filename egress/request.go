@@ -22,8 +22,8 @@ const (
 type Contracts interface {
 	// Request makes the request of one attempt: encoded and signed.
 	Request(ctx context.Context, m *merchant.Merchant, told contract.Told, o contract.Options) (contract.Request, error)
-	// Acknowledgement is the agreed answer in a scene; nil: no request can be made.
-	Acknowledgement(m *merchant.Merchant, scene string) *answer.Acknowledgement
+	// Acknowledgement is the agreed answer to what was told; nil: no request can be made.
+	Acknowledgement(m *merchant.Merchant, told contract.Told) *answer.Acknowledgement
 }
 
 // order is a request that is ready to be made, as often as a leg needs it.
@@ -35,11 +35,15 @@ type order struct {
 	signed  []byte // of a test call
 }
 
+// told is the notification of a call, as its request tells it.
+func (call Call) told(at time.Time) contract.Told {
+	return contract.Told{Notification: call.Work.Notification, Number: call.Number, At: at}
+}
+
 // order has the request made and says where it goes. It does no I/O.
 func (c *Client) order(ctx context.Context, call Call, at time.Time) (order, error) {
 	work := call.Work
-	told := contract.Told{Notification: work.Notification, Number: call.Number, At: at}
-	made, err := c.contracts.Request(ctx, call.Merchant, told, contract.Options{Wrong: call.WrongSignature, Trace: call.Kind == notification.KindTest})
+	made, err := c.contracts.Request(ctx, call.Merchant, call.told(at), contract.Options{Wrong: call.WrongSignature, Trace: call.Kind == notification.KindTest})
 	if err != nil {
 		return order{}, err
 	}

@@ -48,7 +48,7 @@ func (c *Client) send(ctx context.Context, call Call) (attempt notification.Atte
 	f.fly(ctx, call)
 
 	attempt.Took = time.Since(f.began)
-	f.settle(Classify(f.what, c.contracts.Acknowledgement(call.Merchant, call.Work.Scene)))
+	f.settle(Classify(f.what, c.contracts.Acknowledgement(call.Merchant, call.told(f.began))))
 	return attempt, f.signed
 }
 

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"notifyd/notification"
 )
 
@@ -39,6 +41,28 @@ func TestForScene(t *testing.T) {
 	}
 	if s.Contract.Acknowledgement.BodyExact != "ok" || s.Contract.Signer.KeyID != "k1" || m.Contract.Acknowledgement.BodyExact != "" || m.NotifyURL != "https://m.test/" {
 		t.Errorf("contract %+v, the merchant's own %+v", s.Contract, m.Contract)
+	}
+}
+
+// A scene keeps what it says nothing of.
+func TestAcknowledgementsLaidOver(t *testing.T) {
+	signed, none := AnswerSignature{Algorithm: "md5", UnsignedFields: []string{"a"}}, AnswerSignature{Algorithm: "none"}
+	own := Acknowledgement{BodyExact: "ok", FinalStatuses: []uint32{410}, Signature: signed}
+	for name, c := range map[string]struct{ given, want Acknowledgement }{
+		"nothing":      {Acknowledgement{}, own},
+		"a body":       {Acknowledgement{BodyTrimmed: "done"}, Acknowledgement{BodyTrimmed: "done", FinalStatuses: []uint32{410}, Signature: signed}},
+		"a last word":  {Acknowledgement{FinalAbortMessage: true}, Acknowledgement{BodyExact: "ok", FinalAbortMessage: true, Signature: signed}},
+		"a signature":  {Acknowledgement{Signature: AnswerSignature{Algorithm: "ed25519"}}, Acknowledgement{BodyExact: "ok", FinalStatuses: []uint32{410}, Signature: AnswerSignature{Algorithm: "ed25519"}}},
+		"no signature": {Acknowledgement{Signature: none}, Acknowledgement{BodyExact: "ok", FinalStatuses: []uint32{410}, Signature: none}},
+	} {
+		if diff := cmp.Diff(c.want, own.With(c.given)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+	for _, one := range []AnswerSignature{signed, none, {Header: "a"}, {SignEmpty: true}, {Charset: "gbk"}} {
+		if one.IsZero() || (Acknowledgement{Signature: one}).IsZero() {
+			t.Errorf("%+v is nothing", one)
+		}
 	}
 }
 

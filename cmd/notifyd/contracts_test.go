@@ -45,6 +45,8 @@ func TestContracts(t *testing.T) {
 		"what a contract cannot carry is not accepted":    notCarried,
 		"settings that cannot work are refused by name":   badContracts,
 		"a key that is retired holds, and breaks nothing": retiredKey,
+		"a signed answer: nobody else's acknowledges":     signedAnswers,
+		"an answer signed with a secret of its own":       answerSecret,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -407,6 +409,12 @@ func badContracts(t *testing.T, w *world) {
 		"encoding.fields":              {Profile: "alipay", Encoding: &notifydv1.Encoding{Fields: map[string]string{"a": "$."}}, Signer: &notifydv1.Signer{KeyId: "uncertified"}},
 		"acknowledgement.body_matches": {Acknowledgement: &notifydv1.Acknowledgement{BodyMatches: "("}},
 		"encryption.key_id":            {Profile: "wechatpay-v3", Signer: &notifydv1.Signer{KeyId: "uncertified"}},
+		"acknowledgement.signature.key_id": {Acknowledgement: &notifydv1.Acknowledgement{Signature: &notifydv1.AnswerSignature{
+			Algorithm: "rsa-sha256", KeyId: "uncertified", Input: "{body}", Header: "X-Signature", // a key to sign with
+		}}},
+		"acknowledgement.signature.input": {Acknowledgement: &notifydv1.Acknowledgement{Signature: &notifydv1.AnswerSignature{
+			Algorithm: "md5", Input: "{body}", Header: "X-Signature",
+		}}},
 	} {
 		_, err := w.Merchants.PutMerchant(w.ctx, connect.NewRequest(&notifydv1.PutMerchantRequest{Merchant: &notifydv1.Merchant{Id: "bad-contract", Contract: contract}}))
 		if code(err) != connect.CodeInvalidArgument || !names(err, "merchant.contract."+strings.TrimSpace(field)) {
@@ -437,6 +445,142 @@ func retiredKey(t *testing.T, w *world) {
 		t.Fatal(err)
 	}
 	w.until(id, notifydv1.State_STATE_DELIVERED)
+}
+
+// signedAnswers is a merchant that signs what it answers with a key of its own, whose certificate the platform has.
+func signedAnswers(t *testing.T, w *world) {
+	content, _ := certified(t)
+	private, certificate := apart(t, content)
+	imported := &notifydv1.ImportedKey{Content: certificate}
+	if _, err := w.Keys.ImportKey(w.ctx, connect.NewRequest(&notifydv1.ImportKeyRequest{Name: "shop-answers", Purpose: notifydv1.KeyPurpose_KEY_PURPOSE_VERIFY, MerchantId: "answering", Key: imported})); err != nil {
+		t.Fatal(err)
+	}
+	m := scenario.NewMerchant(t)
+	sign := func(w http.ResponseWriter, seen scenario.Seen, of string, private *rsa.PrivateKey) {
+		const body = `{"code":"OK"}`
+		sum := sha256.Sum256([]byte(of + "\n" + seen.Header.Get("webhook-timestamp") + "\n" + body))
+		signature, err := rsa.SignPKCS1v15(nil, private, crypto.SHA256, sum[:])
+		if err != nil {
+			t.Error(err)
+		}
+		w.Header().Set("X-Timestamp", seen.Header.Get("webhook-timestamp"))
+		w.Header().Set("X-Signature", base64.StdEncoding.EncodeToString(signature))
+		_, _ = io.WriteString(w, body)
+	}
+	m.Answer(func(w http.ResponseWriter, seen scenario.Seen) {
+		switch seen.Attempt {
+		case "1":
+			_, _ = io.WriteString(w, `{"code":"OK"}`)
+		case "2":
+			w.WriteHeader(http.StatusGone)
+		case "3":
+			sign(w, seen, "another", private)
+		default:
+			sign(w, seen, seen.ID, private)
+		}
+	})
+	w.merchant("answering", m.URL, func(m *notifydv1.Merchant) {
+		quick(slices.Repeat([]time.Duration{100 * time.Millisecond}, 5)...)(m)
+		m.Contract = &notifydv1.Contract{Profile: "standard", Acknowledgement: &notifydv1.Acknowledgement{
+			Json: &notifydv1.PathValue{Path: "$.code", Value: "OK"},
+			Signature: &notifydv1.AnswerSignature{
+				Algorithm: "rsa-sha256", KeyId: "shop-answers", Input: "{id}\n{header.X-Timestamp}\n{body}", Header: "X-Signature",
+			},
+		}}
+	})
+	id := w.submit(draft("answering", "payout", "answering-1")).Id
+	got := w.until(id, notifydv1.State_STATE_DELIVERED)
+	if len(got.Attempts) != 4 || got.Attempts[3].Reason != "acknowledged" {
+		t.Fatalf("%v", got.Attempts)
+	}
+	for i, want := range []struct{ reason, detail string }{
+		{"wrong_answer", `expected a signature in the header "X-Signature"; the answer has no header "X-Signature"`},
+		{"http_client_error", "answered 410"}, // final of standard, if the merchant had signed it
+		{"wrong_answer", `it is not the rsa-sha256 of "` + id + `\n`},
+	} {
+		if a := got.Attempts[i]; a.Reason != want.reason || !strings.Contains(a.Detail, want.detail) {
+			t.Errorf("attempt %d: %s: %s, want %s: …%s…", i+1, a.Reason, a.Detail, want.reason, want.detail)
+		}
+	}
+
+	m.Answer(func(w http.ResponseWriter, seen scenario.Seen) { sign(w, seen, seen.ID, private) })
+	test := func() *notifydv1.Attempt {
+		res, err := w.Merchants.TestMerchant(w.ctx, connect.NewRequest(&notifydv1.TestMerchantRequest{Id: "answering"}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.Msg.Attempt
+	}
+	if a := test(); a.Outcome != notifydv1.Outcome_OUTCOME_DELIVERED {
+		t.Errorf("a test call: %v", a)
+	}
+	m.Answer(func(w http.ResponseWriter, seen scenario.Seen) { sign(w, seen, "another", private) })
+	if a := test(); a.Reason != "wrong_answer" || !strings.Contains(a.Detail, "it is not the rsa-sha256 of") {
+		t.Errorf("a test call that is answered wrongly: %v", a)
+	}
+
+	if _, err := w.Keys.RetireKey(w.ctx, connect.NewRequest(&notifydv1.RetireKeyRequest{Name: "shop-answers", Number: 1, Reason: "a test"})); err != nil {
+		t.Fatal(err)
+	}
+	before := len(m.Seen())
+	id = w.submit(draft("answering", "payout", "answering-2")).Id
+	scenario.Within(t, 20*time.Second, "nobody is asked what could not be verified", func() bool {
+		got := w.get(id)
+		return len(got.Attempts) > 0 && got.Attempts[0].Reason == "signing_key" && !got.Attempts[0].Counted
+	})
+	if len(m.Seen()) != before {
+		t.Error("the merchant was asked")
+	}
+	content, _ = certified(t)
+	next, certificate := apart(t, content)
+	m.Answer(func(w http.ResponseWriter, seen scenario.Seen) { sign(w, seen, seen.ID, next) })
+	if _, err := w.Keys.RotateKey(w.ctx, connect.NewRequest(&notifydv1.RotateKeyRequest{Name: "shop-answers", Material: &notifydv1.RotateKeyRequest_Import{Import: &notifydv1.ImportedKey{Content: certificate}}})); err != nil {
+		t.Fatal(err)
+	}
+	w.until(id, notifydv1.State_STATE_DELIVERED)
+}
+
+// apart is a private key, and its certificate's PEM.
+func apart(t *testing.T, content []byte) (private *rsa.PrivateKey, certificate []byte) {
+	t.Helper()
+	block, certificate := pem.Decode(content)
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, _ = parsed.(*rsa.PrivateKey)
+	return private, certificate
+}
+
+// answerSecret is a merchant that signs a field of its answer with a secret that signs no request.
+func answerSecret(t *testing.T, w *world) {
+	const secret = "what-only-answers-are-signed-with"
+	if _, err := w.Keys.ImportKey(w.ctx, connect.NewRequest(&notifydv1.ImportKeyRequest{
+		Name: "shop-secret", Purpose: notifydv1.KeyPurpose_KEY_PURPOSE_VERIFY, Key: &notifydv1.ImportedKey{Content: []byte(secret), Secret: true},
+	})); err != nil {
+		t.Fatal(err)
+	}
+	m := scenario.NewMerchant(t)
+	m.Answer(func(w http.ResponseWriter, seen scenario.Seen) {
+		amount := "10.50"
+		mac := hmac.New(sha256.New, []byte(secret))
+		mac.Write([]byte("amount=" + amount + "&code=0&orderId=" + seen.ID + "&key=" + secret))
+		if seen.Attempt == "1" {
+			amount = "10.51"
+		}
+		_, _ = fmt.Fprintf(w, `{"orderId":%q,"code":0,"amount":%s,"sign":%q}`, seen.ID, amount, hex.EncodeToString(mac.Sum(nil)))
+	})
+	w.merchant("answering-secret", m.URL, func(m *notifydv1.Merchant) {
+		quick(100 * time.Millisecond)(m)
+		m.Contract = &notifydv1.Contract{Profile: "standard", Acknowledgement: &notifydv1.Acknowledgement{
+			Json:      &notifydv1.PathValue{Path: "$.code", Value: "0"},
+			Signature: &notifydv1.AnswerSignature{Algorithm: "hmac-sha256", KeyId: "shop-secret", Input: "{sorted}&key={secret}", Output: "hex", Field: "sign"},
+		}}
+	})
+	got := w.until(w.submit(draft("answering-secret", "payout", "answering-secret-1")).Id, notifydv1.State_STATE_DELIVERED)
+	if len(got.Attempts) != 2 || got.Attempts[0].Reason != "wrong_answer" || !strings.Contains(got.Attempts[0].Detail, "amount=10.51&code=0&") || strings.Contains(got.Attempts[0].Detail, secret) {
+		t.Errorf("%v", got.Attempts)
+	}
 }
 
 func readFile(t *testing.T, path string) []byte {

@@ -5,6 +5,7 @@ package answer
 import (
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // Verdict says what an answer is to its merchant's rule.
@@ -44,7 +45,7 @@ func (v Verdict) String() string {
 // Answer is what came from a merchant.
 type Answer struct {
 	Status    int
-	Header    func(name string) string // nil: it has none
+	Header    func(name string) []string // all values of a header, in any case of its letters; nil: it has none
 	Body      []byte
 	Truncated bool // Body is only the beginning
 }
@@ -59,30 +60,74 @@ type Judgement struct {
 
 // Acknowledgement is a compiled Rule. It can be used by many goroutines.
 type Acknowledgement struct {
-	statuses []int // empty: 200 to 299
-	final    []int
-	abort    bool
-	body     body // nil: any
+	statuses  []int // empty: 200 to 299
+	final     []int
+	abort     bool
+	body      body      // nil: any
+	signature Signature // nil: none
 }
 
-// Judge applies the rule. What is acknowledged is so whatever else it says; a final status goes before the header.
+// Signature says what is wrong with an answer's signature; empty: nothing is.
+type Signature func(Answer) string
+
+// Signed is the same rule for answers that have to be signed, too.
+func (a *Acknowledgement) Signed(by Signature) *Acknowledgement {
+	signed := *a
+	signed.signature = by
+	return &signed
+}
+
+// Judge applies the rule. What is acknowledged is so whatever else it says; a final status goes before the header. Where answers
+// have to be signed, what is not signed neither acknowledges nor ends anything: whoever stands in between could have made it.
 func (a *Acknowledgement) Judge(answer Answer) Judgement {
 	agreed := a.agreedStatus(answer.Status)
-	var why string
+	wrong := ""
 	if agreed {
-		if why = a.disagrees(answer); why == "" {
-			return Judgement{Verdict: Acknowledged}
+		wrong = a.disagrees(answer)
+	}
+	settles := a.settles(answer, agreed && wrong == "")
+	if settles != 0 && a.signature != nil {
+		if unsigned := a.signature(answer); unsigned != "" {
+			settles = 0
+			if wrong == "" {
+				wrong = line(unsigned)
+			}
 		}
 	}
 	switch {
-	case slices.Contains(a.final, answer.Status):
-		return Judgement{Verdict: Refused}
-	case a.abort && wantsAbort(answer):
-		return Judgement{Verdict: Aborted}
+	case settles != 0:
+		return Judgement{Verdict: settles}
 	case agreed:
-		return Judgement{WrongAnswer, why}
+		return Judgement{WrongAnswer, wrong}
 	}
 	return Judgement{Verdict: NotAgreed}
+}
+
+// settles is the verdict that settles a notification, if the answer is the merchant's; 0: it goes on.
+func (a *Acknowledgement) settles(answer Answer, acknowledged bool) Verdict {
+	switch {
+	case acknowledged:
+		return Acknowledged
+	case slices.Contains(a.final, answer.Status):
+		return Refused
+	case a.abort && wantsAbort(answer):
+		return Aborted
+	}
+	return 0
+}
+
+// line keeps a Why's word.
+func line(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, text)
+	if len(text) > maxWhy {
+		text = strings.ToValidUTF8(text[:maxWhy-len("…")], "") + "…"
+	}
+	return text
 }
 
 func (a *Acknowledgement) agreedStatus(status int) bool {
@@ -101,5 +146,9 @@ func (a *Acknowledgement) disagrees(answer Answer) string {
 }
 
 func wantsAbort(answer Answer) bool {
-	return answer.Header != nil && strings.EqualFold(strings.TrimSpace(answer.Header("webhook-delivery")), "abort-message")
+	if answer.Header == nil {
+		return false
+	}
+	values := answer.Header("webhook-delivery")
+	return len(values) > 0 && strings.EqualFold(strings.TrimSpace(values[0]), "abort-message")
 }

@@ -231,12 +231,80 @@ func TestFinalAnswers(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			a := Answer{Status: tt.status, Body: []byte(tt.body)}
 			if tt.header != nil {
-				a.Header = tt.header.Get
+				a.Header = tt.header.Values
 			}
 			if got := mustCompile(t, tt.rule).Judge(a); got.Verdict != tt.want {
 				t.Errorf("%s, want %s", got.Verdict, tt.want)
 			}
 		})
+	}
+}
+
+// TestSignedRule: where answers have to be signed, only what is signed settles anything; the rest is what it is otherwise.
+func TestSignedRule(t *testing.T) {
+	rule := mustCompile(t, Rule{Final: []int{410}, Abort: true, Body: Body{Kind: BodyTrimmed, Value: "ok"}})
+	abort := http.Header{"Webhook-Delivery": {"abort-message"}}
+	const why = "expected a signature"
+	tests := []struct {
+		name           string
+		status         int
+		body           string
+		header         http.Header
+		good, bad      Verdict
+		asked, badsWhy string // whether the signature is looked at
+	}{
+		{"the agreed answer", 200, "ok", nil, Acknowledged, WrongAnswer, "asked", why},
+		{"another body", 200, "no", nil, WrongAnswer, WrongAnswer, "", "expected the body"},
+		{"another status", 500, "ok", nil, NotAgreed, NotAgreed, "", ""},
+		{"a final status", 410, "", nil, Refused, NotAgreed, "asked", ""},
+		{"an error and the header", 500, "", abort, Aborted, NotAgreed, "asked", ""},
+		{"another body and the header", 200, "no", abort, Aborted, WrongAnswer, "asked", "expected the body"},
+		{"the agreed answer and the header", 200, "ok", abort, Acknowledged, WrongAnswer, "asked", why},
+	}
+	for _, tt := range tests {
+		given := Answer{Status: tt.status, Body: []byte(tt.body), Header: tt.header.Values}
+		for says, want := range map[string]Verdict{"": tt.good, why: tt.bad} {
+			asked := ""
+			got := rule.Signed(func(came Answer) string {
+				asked = "asked"
+				return says
+			}).Judge(given)
+			if got.Verdict != want || asked != tt.asked || says != "" && !strings.HasPrefix(got.Why, tt.badsWhy) {
+				t.Errorf("%s, %q: %s (%s), asked %q; want %s", tt.name, says, got.Verdict, got.Why, asked, want)
+			}
+			checkWhy(t, got)
+		}
+		if got := rule.Judge(given).Verdict; got != tt.good {
+			t.Errorf("%s: the rule itself has changed: %s", tt.name, got)
+		}
+	}
+	loud := rule.Signed(func(Answer) string { return "\x00\u202e\xff" + strings.Repeat("é", 1000) })
+	checkWhy(t, loud.Judge(Answer{Status: 200, Body: []byte("ok")}))
+}
+
+// TestReadInACharset: with a charset JSON and XML are read in no other, whatever they declare.
+func TestReadInACharset(t *testing.T) {
+	tests := []struct {
+		name, charset, body string
+		want                Verdict
+	}{
+		{"JSON in GBK", "gbk", gbk(t, `{"code":"SUCCESS","m":"成功"}`), Acknowledged},
+		{"JSON in GBK as UTF-8", "utf-8", gbk(t, `{"code":"SUCCESS","m":"成功"}`), WrongAnswer},
+		{"a byte order mark", "utf-8", "\ufeff{\"code\":\"SUCCESS\"}", Acknowledged},
+		{"XML in GBK", "gbk", gbk(t, "<xml><code>SUCCESS</code><m>成功</m></xml>"), Acknowledged},
+		{"XML in GBK that declares UTF-8", "gbk", gbk(t, "<?xml version='1.0' encoding='UTF-8'?><xml><code>SUCCESS</code><m>成功</m></xml>"), Acknowledged},
+		{"XML in UTF-8 that declares GBK", "utf-8", "<?xml version='1.0' encoding='GBK'?><xml><code>SUCCESS</code><m>成功</m></xml>", Acknowledged},
+		{"XML in GBK that declares it, as UTF-8", "utf-8", gbk(t, "<?xml version='1.0' encoding='GBK'?><xml><code>SUCCESS</code><m>成功</m></xml>"), WrongAnswer},
+		{"half a character", "gbk", "<xml><code>SUCCESS</code><m>\xb3</m></xml>", WrongAnswer},
+	}
+	for _, tt := range tests {
+		rule := Body{Kind: BodyJSON, Path: "$.code", Value: "SUCCESS", Charset: tt.charset}
+		if strings.HasPrefix(tt.body, "<") {
+			rule = Body{Kind: BodyXML, Path: "xml/code", Value: "SUCCESS", Charset: tt.charset}
+		}
+		if got := mustCompile(t, Rule{Body: rule}).Judge(Answer{Status: 200, Body: []byte(tt.body)}); got.Verdict != tt.want {
+			t.Errorf("%s: %s (%s), want %s", tt.name, got.Verdict, got.Why, tt.want)
+		}
 	}
 }
 
@@ -281,6 +349,8 @@ func TestRulesThatAreRefused(t *testing.T) {
 		{"status", Rule{Statuses: []int{100}}, "statuses: 100: must be from 200 to 599"},
 		{"final status", Rule{Final: []int{204}}, "final: 204: must be from 300 to 599"},
 		{"both", Rule{Statuses: []int{410}, Final: []int{410}}, "final: 410 is also an agreed status"},
+		{"charset for exact", Rule{Body: Body{Kind: BodyExact, Value: "ok", Charset: "gbk"}}, "only the kinds json and xml"},
+		{"charset", Rule{Body: Body{Kind: BodyJSON, Value: "x", Path: "$", Charset: "big5"}}, `charset: "big5"`},
 		{"many statuses", Rule{Statuses: make([]int, 65)}, "more than 64"},
 		{"kind", Rule{Body: Body{Kind: "equals", Value: "x"}}, `kind "equals": must be one of none, exact`},
 		{"no value", Rule{Body: Body{Kind: BodyContains}}, `value: must be set for the kind "contains"`},

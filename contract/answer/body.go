@@ -98,8 +98,9 @@ func (m matching) disagrees(answer []byte, cut bool) string {
 }
 
 type jsonValue struct {
-	path  *encode.Path
-	value string
+	path    *encode.Path
+	value   string
+	charset string // empty: see characters
 }
 
 func (j jsonValue) disagrees(answer []byte, cut bool) string {
@@ -107,7 +108,7 @@ func (j jsonValue) disagrees(answer []byte, cut bool) string {
 	if cut {
 		return wrong(expected, answer, cut)
 	}
-	payload, err := encode.ParsePayload(characters(bytes.TrimPrefix(answer, mark)))
+	payload, err := j.parse(answer)
 	if err != nil {
 		return wrong(expected, answer, cut)
 	}
@@ -123,6 +124,13 @@ func (j jsonValue) disagrees(answer []byte, cut bool) string {
 	case encode.KindNull, encode.KindJSON:
 	}
 	return wrong(expected, answer, cut)
+}
+
+func (j jsonValue) parse(answer []byte) (*encode.Payload, error) {
+	if j.charset != "" {
+		return encode.ReadJSON(answer, j.charset)
+	}
+	return encode.ParsePayload(characters(bytes.TrimPrefix(answer, mark)))
 }
 
 // mark is UTF-8's byte order mark, which readers of JSON and XML pass over.

@@ -25,6 +25,9 @@ type Body struct {
 	Kind  string // empty is none
 	Value string
 	Path  string // json: $.code; xml: xml/return_code
+	// Charset is what json and xml are read in, whatever the answer says: a signature's fields and the value that counts are
+	// then read in one way. Empty: UTF-8 and, of what is not, GB18030 or what XML declares.
+	Charset string
 }
 
 // The kinds of Body. Bytes are compared, so that a value beyond ASCII means UTF-8; of an answer in GBK only json and xml
@@ -107,7 +110,7 @@ func compileBody(b Body) (body, error) {
 		if err != nil {
 			return nil, err
 		}
-		return jsonValue{path, b.Value}, nil
+		return jsonValue{path, b.Value, b.Charset}, nil
 	case BodyXML:
 		return compileElement(b)
 	}
@@ -127,8 +130,13 @@ func checkBody(b Body) error {
 		return fmt.Errorf("value: it has %d bytes, more than %d", len(b.Value), maxValue)
 	case !utf8.ValidString(b.Value):
 		return errors.New("value: is not UTF-8")
+	case b.Charset != "" && b.Kind != BodyJSON && b.Kind != BodyXML:
+		return errors.New("charset: only the kinds json and xml are read in one")
 	case (b.Kind == BodyTrimmed || b.Kind == BodyFold || b.Kind == BodyXML) && strings.Trim(b.Value, space) != b.Value:
 		return fmt.Errorf("value %q: must have no white space at its ends, where it is cut off the answer's", b.Value)
+	}
+	if _, err := encode.Decode(nil, b.Charset); err != nil {
+		return err
 	}
 	return nil
 }
@@ -165,5 +173,5 @@ func compileElement(b Body) (body, error) {
 			return nil, fmt.Errorf("path %q: must be the names of elements, joined with /, as in xml/return_code", b.Path)
 		}
 	}
-	return element{path, b.Value}, nil
+	return element{path, b.Value, b.Charset}, nil
 }

@@ -9,6 +9,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/text/encoding/simplifiedchinese"
+
+	"notifyd/contract/encode"
 )
 
 const maxDepth = 64 // elements within each other
@@ -17,8 +19,9 @@ var errXML = errors.New("not the agreed XML")
 
 // element is one element's text. Names count without their name space.
 type element struct {
-	path  []string
-	value string
+	path    []string
+	value   string
+	charset string // empty: what the answer declares, and see characters
 }
 
 func (e element) disagrees(answer []byte, cut bool) string {
@@ -33,7 +36,10 @@ func (e element) disagrees(answer []byte, cut bool) string {
 // text is what the element holds. The whole answer must be one well-formed document, without declarations of its own
 // (no entities can be defined), and have the element once and with nothing but text in it.
 func (e element) text(answer []byte) (string, error) {
-	decoder := newDecoder(bytes.TrimPrefix(answer, mark))
+	decoder, err := e.decoder(answer)
+	if err != nil {
+		return "", err
+	}
 	var (
 		open  int // elements that are
 		match int // of them, how many are the path's first ones
@@ -87,6 +93,19 @@ func (e element) text(answer []byte) (string, error) {
 		return "", errXML
 	}
 	return strings.Trim(text.String(), space), nil
+}
+
+func (e element) decoder(answer []byte) (*xml.Decoder, error) {
+	if e.charset == "" {
+		return newDecoder(bytes.TrimPrefix(answer, mark)), nil
+	}
+	text, err := encode.Decode(answer, e.charset)
+	if err != nil {
+		return nil, err
+	}
+	decoder := xml.NewDecoder(bytes.NewReader(bytes.TrimPrefix(text, mark)))
+	decoder.CharsetReader = func(_ string, input io.Reader) (io.Reader, error) { return input, nil } // it is UTF-8 now
+	return decoder, nil
 }
 
 // newDecoder reads UTF-8 and what says, or by its bytes must be, Chinese.

@@ -1008,8 +1008,10 @@ type Acknowledgement struct {
 	FinalStatuses []uint32 `protobuf:"varint,9,rep,packed,name=final_statuses,json=finalStatuses,proto3" json:"final_statuses,omitempty"`
 	// The header `webhook-delivery: abort-message` is it, too.
 	FinalAbortMessage bool `protobuf:"varint,10,opt,name=final_abort_message,json=finalAbortMessage,proto3" json:"final_abort_message,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Answers are signed: what is not acknowledges nothing, and ends nothing.
+	Signature     *AnswerSignature `protobuf:"bytes,11,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Acknowledgement) Reset() {
@@ -1112,6 +1114,160 @@ func (x *Acknowledgement) GetFinalAbortMessage() bool {
 	return false
 }
 
+func (x *Acknowledgement) GetSignature() *AnswerSignature {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+// AnswerSignature is how a merchant signs its answers. In a scene it replaces the merchant's as a whole; without one, the
+// merchant's stays.
+type AnswerSignature struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As signer.algorithm. none: answers are not signed, for a scene.
+	Algorithm string `protobuf:"bytes,1,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
+	// The key in the key store, of the purpose verify, that answers are signed with: a public key, a certificate or a secret. Empty:
+	// the secret that signs the requests.
+	KeyId string `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// A pattern: the string that is signed. Of the answer: {body}, {status}, {header.Name}, {sorted}, {sorted_sha256} and
+	// {$.path}; of what was told: {id}, {merchant_id} and {order_id}; and {secret}.
+	Input string `protobuf:"bytes,3,opt,name=input,proto3" json:"input,omitempty"`
+	// How the signature is written: base64 (default), base64url, hex or HEX.
+	Output string `protobuf:"bytes,4,opt,name=output,proto3" json:"output,omitempty"`
+	// Where it is: a field of the body, or a `$.path` of a JSON one; or a header.
+	Field  string `protobuf:"bytes,5,opt,name=field,proto3" json:"field,omitempty"`
+	Header string `protobuf:"bytes,6,opt,name=header,proto3" json:"header,omitempty"`
+	// What the answer's fields are read from: json (default), form or xml.
+	Format string `protobuf:"bytes,7,opt,name=format,proto3" json:"format,omitempty"`
+	// What such an answer, and {sorted}, is written in: utf-8 (default), gbk or gb18030.
+	Charset string `protobuf:"bytes,8,opt,name=charset,proto3" json:"charset,omitempty"`
+	// Of {sorted}: fields that are not signed. The signature's own never is.
+	UnsignedFields []string `protobuf:"bytes,9,rep,name=unsigned_fields,json=unsignedFields,proto3" json:"unsigned_fields,omitempty"`
+	// Of {sorted}: fields without a value are signed, too.
+	SignEmpty bool `protobuf:"varint,10,opt,name=sign_empty,json=signEmpty,proto3" json:"sign_empty,omitempty"`
+	// Of sm2-sm3: the user id. Default: 1234567812345678.
+	UserId string `protobuf:"bytes,11,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	// Of sm2-sm3: r and s one after the other instead of ASN.1.
+	RawSignature  bool `protobuf:"varint,12,opt,name=raw_signature,json=rawSignature,proto3" json:"raw_signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswerSignature) Reset() {
+	*x = AnswerSignature{}
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerSignature) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerSignature) ProtoMessage() {}
+
+func (x *AnswerSignature) ProtoReflect() protoreflect.Message {
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerSignature.ProtoReflect.Descriptor instead.
+func (*AnswerSignature) Descriptor() ([]byte, []int) {
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AnswerSignature) GetAlgorithm() string {
+	if x != nil {
+		return x.Algorithm
+	}
+	return ""
+}
+
+func (x *AnswerSignature) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *AnswerSignature) GetInput() string {
+	if x != nil {
+		return x.Input
+	}
+	return ""
+}
+
+func (x *AnswerSignature) GetOutput() string {
+	if x != nil {
+		return x.Output
+	}
+	return ""
+}
+
+func (x *AnswerSignature) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *AnswerSignature) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
+func (x *AnswerSignature) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *AnswerSignature) GetCharset() string {
+	if x != nil {
+		return x.Charset
+	}
+	return ""
+}
+
+func (x *AnswerSignature) GetUnsignedFields() []string {
+	if x != nil {
+		return x.UnsignedFields
+	}
+	return nil
+}
+
+func (x *AnswerSignature) GetSignEmpty() bool {
+	if x != nil {
+		return x.SignEmpty
+	}
+	return false
+}
+
+func (x *AnswerSignature) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *AnswerSignature) GetRawSignature() bool {
+	if x != nil {
+		return x.RawSignature
+	}
+	return false
+}
+
 // PathValue is where something stands, and what.
 type PathValue struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1123,7 +1279,7 @@ type PathValue struct {
 
 func (x *PathValue) Reset() {
 	*x = PathValue{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[6]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1135,7 +1291,7 @@ func (x *PathValue) String() string {
 func (*PathValue) ProtoMessage() {}
 
 func (x *PathValue) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[6]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1148,7 +1304,7 @@ func (x *PathValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathValue.ProtoReflect.Descriptor instead.
 func (*PathValue) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{6}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PathValue) GetPath() string {
@@ -1180,7 +1336,7 @@ type Encryption struct {
 
 func (x *Encryption) Reset() {
 	*x = Encryption{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[7]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1348,7 @@ func (x *Encryption) String() string {
 func (*Encryption) ProtoMessage() {}
 
 func (x *Encryption) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[7]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1361,7 @@ func (x *Encryption) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Encryption.ProtoReflect.Descriptor instead.
 func (*Encryption) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{7}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Encryption) GetAlgorithm() string {
@@ -1240,7 +1396,7 @@ type TlsSettings struct {
 
 func (x *TlsSettings) Reset() {
 	*x = TlsSettings{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[8]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +1408,7 @@ func (x *TlsSettings) String() string {
 func (*TlsSettings) ProtoMessage() {}
 
 func (x *TlsSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[8]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1265,7 +1421,7 @@ func (x *TlsSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TlsSettings.ProtoReflect.Descriptor instead.
 func (*TlsSettings) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{8}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TlsSettings) GetProfile() string {
@@ -1310,7 +1466,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[9]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1478,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[9]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1491,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{9}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Limits) GetRatePerSecond() float64 {
@@ -1386,7 +1542,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[10]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1398,7 +1554,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[10]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1411,7 +1567,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{10}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Release) GetPerSecond() float64 {
@@ -1443,7 +1599,7 @@ type Timeouts struct {
 
 func (x *Timeouts) Reset() {
 	*x = Timeouts{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[11]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1611,7 @@ func (x *Timeouts) String() string {
 func (*Timeouts) ProtoMessage() {}
 
 func (x *Timeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[11]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1624,7 @@ func (x *Timeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timeouts.ProtoReflect.Descriptor instead.
 func (*Timeouts) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{11}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Timeouts) GetConnect() *durationpb.Duration {
@@ -1525,7 +1681,7 @@ type Schedule struct {
 
 func (x *Schedule) Reset() {
 	*x = Schedule{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[12]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1693,7 @@ func (x *Schedule) String() string {
 func (*Schedule) ProtoMessage() {}
 
 func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[12]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1706,7 @@ func (x *Schedule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
 func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{12}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Schedule) GetName() string {
@@ -1598,7 +1754,7 @@ type Ordering struct {
 
 func (x *Ordering) Reset() {
 	*x = Ordering{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[13]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1766,7 @@ func (x *Ordering) String() string {
 func (*Ordering) ProtoMessage() {}
 
 func (x *Ordering) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[13]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1779,7 @@ func (x *Ordering) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ordering.ProtoReflect.Descriptor instead.
 func (*Ordering) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{13}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Ordering) GetDeadPredecessor() DeadPredecessor {
@@ -1647,7 +1803,7 @@ type SceneSettings struct {
 
 func (x *SceneSettings) Reset() {
 	*x = SceneSettings{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[14]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1659,7 +1815,7 @@ func (x *SceneSettings) String() string {
 func (*SceneSettings) ProtoMessage() {}
 
 func (x *SceneSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[14]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1672,7 +1828,7 @@ func (x *SceneSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SceneSettings.ProtoReflect.Descriptor instead.
 func (*SceneSettings) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{14}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SceneSettings) GetNotifyUrl() string {
@@ -1721,7 +1877,7 @@ type PutMerchantRequest struct {
 
 func (x *PutMerchantRequest) Reset() {
 	*x = PutMerchantRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[15]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1889,7 @@ func (x *PutMerchantRequest) String() string {
 func (*PutMerchantRequest) ProtoMessage() {}
 
 func (x *PutMerchantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[15]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1902,7 @@ func (x *PutMerchantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutMerchantRequest.ProtoReflect.Descriptor instead.
 func (*PutMerchantRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{15}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PutMerchantRequest) GetMerchant() *Merchant {
@@ -1774,7 +1930,7 @@ type PutMerchantResponse struct {
 
 func (x *PutMerchantResponse) Reset() {
 	*x = PutMerchantResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[16]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1786,7 +1942,7 @@ func (x *PutMerchantResponse) String() string {
 func (*PutMerchantResponse) ProtoMessage() {}
 
 func (x *PutMerchantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[16]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1799,7 +1955,7 @@ func (x *PutMerchantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutMerchantResponse.ProtoReflect.Descriptor instead.
 func (*PutMerchantResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{16}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PutMerchantResponse) GetMerchant() *Merchant {
@@ -1825,7 +1981,7 @@ type GetMerchantRequest struct {
 
 func (x *GetMerchantRequest) Reset() {
 	*x = GetMerchantRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[17]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1993,7 @@ func (x *GetMerchantRequest) String() string {
 func (*GetMerchantRequest) ProtoMessage() {}
 
 func (x *GetMerchantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[17]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +2006,7 @@ func (x *GetMerchantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMerchantRequest.ProtoReflect.Descriptor instead.
 func (*GetMerchantRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{17}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetMerchantRequest) GetId() string {
@@ -1869,7 +2025,7 @@ type GetMerchantResponse struct {
 
 func (x *GetMerchantResponse) Reset() {
 	*x = GetMerchantResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[18]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +2037,7 @@ func (x *GetMerchantResponse) String() string {
 func (*GetMerchantResponse) ProtoMessage() {}
 
 func (x *GetMerchantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[18]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +2050,7 @@ func (x *GetMerchantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMerchantResponse.ProtoReflect.Descriptor instead.
 func (*GetMerchantResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{18}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetMerchantResponse) GetMerchant() *Merchant {
@@ -1915,7 +2071,7 @@ type ListMerchantsRequest struct {
 
 func (x *ListMerchantsRequest) Reset() {
 	*x = ListMerchantsRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[19]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1927,7 +2083,7 @@ func (x *ListMerchantsRequest) String() string {
 func (*ListMerchantsRequest) ProtoMessage() {}
 
 func (x *ListMerchantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[19]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1940,7 +2096,7 @@ func (x *ListMerchantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMerchantsRequest.ProtoReflect.Descriptor instead.
 func (*ListMerchantsRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{19}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListMerchantsRequest) GetPageSize() int32 {
@@ -1967,7 +2123,7 @@ type ListMerchantsResponse struct {
 
 func (x *ListMerchantsResponse) Reset() {
 	*x = ListMerchantsResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[20]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1979,7 +2135,7 @@ func (x *ListMerchantsResponse) String() string {
 func (*ListMerchantsResponse) ProtoMessage() {}
 
 func (x *ListMerchantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[20]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1992,7 +2148,7 @@ func (x *ListMerchantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMerchantsResponse.ProtoReflect.Descriptor instead.
 func (*ListMerchantsResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{20}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListMerchantsResponse) GetMerchants() []*Merchant {
@@ -2019,7 +2175,7 @@ type PauseMerchantRequest struct {
 
 func (x *PauseMerchantRequest) Reset() {
 	*x = PauseMerchantRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[21]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +2187,7 @@ func (x *PauseMerchantRequest) String() string {
 func (*PauseMerchantRequest) ProtoMessage() {}
 
 func (x *PauseMerchantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[21]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +2200,7 @@ func (x *PauseMerchantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseMerchantRequest.ProtoReflect.Descriptor instead.
 func (*PauseMerchantRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{21}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PauseMerchantRequest) GetId() string {
@@ -2070,7 +2226,7 @@ type PauseMerchantResponse struct {
 
 func (x *PauseMerchantResponse) Reset() {
 	*x = PauseMerchantResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[22]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +2238,7 @@ func (x *PauseMerchantResponse) String() string {
 func (*PauseMerchantResponse) ProtoMessage() {}
 
 func (x *PauseMerchantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[22]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +2251,7 @@ func (x *PauseMerchantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseMerchantResponse.ProtoReflect.Descriptor instead.
 func (*PauseMerchantResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{22}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PauseMerchantResponse) GetMerchant() *Merchant {
@@ -2117,7 +2273,7 @@ type ResumeMerchantRequest struct {
 
 func (x *ResumeMerchantRequest) Reset() {
 	*x = ResumeMerchantRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[23]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2129,7 +2285,7 @@ func (x *ResumeMerchantRequest) String() string {
 func (*ResumeMerchantRequest) ProtoMessage() {}
 
 func (x *ResumeMerchantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[23]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2142,7 +2298,7 @@ func (x *ResumeMerchantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMerchantRequest.ProtoReflect.Descriptor instead.
 func (*ResumeMerchantRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{23}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ResumeMerchantRequest) GetId() string {
@@ -2168,7 +2324,7 @@ type ResumeMerchantResponse struct {
 
 func (x *ResumeMerchantResponse) Reset() {
 	*x = ResumeMerchantResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[24]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2180,7 +2336,7 @@ func (x *ResumeMerchantResponse) String() string {
 func (*ResumeMerchantResponse) ProtoMessage() {}
 
 func (x *ResumeMerchantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[24]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2193,7 +2349,7 @@ func (x *ResumeMerchantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMerchantResponse.ProtoReflect.Descriptor instead.
 func (*ResumeMerchantResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{24}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResumeMerchantResponse) GetMerchant() *Merchant {
@@ -2220,7 +2376,7 @@ type TestMerchantRequest struct {
 
 func (x *TestMerchantRequest) Reset() {
 	*x = TestMerchantRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[25]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2232,7 +2388,7 @@ func (x *TestMerchantRequest) String() string {
 func (*TestMerchantRequest) ProtoMessage() {}
 
 func (x *TestMerchantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[25]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2245,7 +2401,7 @@ func (x *TestMerchantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMerchantRequest.ProtoReflect.Descriptor instead.
 func (*TestMerchantRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{25}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TestMerchantRequest) GetId() string {
@@ -2297,7 +2453,7 @@ type TestMerchantResponse struct {
 
 func (x *TestMerchantResponse) Reset() {
 	*x = TestMerchantResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[26]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2309,7 +2465,7 @@ func (x *TestMerchantResponse) String() string {
 func (*TestMerchantResponse) ProtoMessage() {}
 
 func (x *TestMerchantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[26]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2322,7 +2478,7 @@ func (x *TestMerchantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestMerchantResponse.ProtoReflect.Descriptor instead.
 func (*TestMerchantResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{26}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TestMerchantResponse) GetAttempt() *Attempt {
@@ -2388,7 +2544,7 @@ type KeyStatus struct {
 
 func (x *KeyStatus) Reset() {
 	*x = KeyStatus{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[27]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2400,7 +2556,7 @@ func (x *KeyStatus) String() string {
 func (*KeyStatus) ProtoMessage() {}
 
 func (x *KeyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[27]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2413,7 +2569,7 @@ func (x *KeyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStatus.ProtoReflect.Descriptor instead.
 func (*KeyStatus) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{27}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *KeyStatus) GetIsolationKey() string {
@@ -2578,7 +2734,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[28]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2590,7 +2746,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[28]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2603,7 +2759,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{28}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListKeysRequest) GetMerchantId() string {
@@ -2648,7 +2804,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[29]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2660,7 +2816,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[29]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2673,7 +2829,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{29}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListKeysResponse) GetKeys() []*KeyStatus {
@@ -2718,7 +2874,7 @@ type ForceBreakerRequest struct {
 
 func (x *ForceBreakerRequest) Reset() {
 	*x = ForceBreakerRequest{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[30]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2730,7 +2886,7 @@ func (x *ForceBreakerRequest) String() string {
 func (*ForceBreakerRequest) ProtoMessage() {}
 
 func (x *ForceBreakerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[30]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2743,7 +2899,7 @@ func (x *ForceBreakerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceBreakerRequest.ProtoReflect.Descriptor instead.
 func (*ForceBreakerRequest) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{30}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ForceBreakerRequest) GetIsolationKey() string {
@@ -2798,7 +2954,7 @@ type ForceBreakerResponse struct {
 
 func (x *ForceBreakerResponse) Reset() {
 	*x = ForceBreakerResponse{}
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[31]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2810,7 +2966,7 @@ func (x *ForceBreakerResponse) String() string {
 func (*ForceBreakerResponse) ProtoMessage() {}
 
 func (x *ForceBreakerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[31]
+	mi := &file_notifyd_v1_merchant_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2823,7 +2979,7 @@ func (x *ForceBreakerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForceBreakerResponse.ProtoReflect.Descriptor instead.
 func (*ForceBreakerResponse) Descriptor() ([]byte, []int) {
-	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{31}
+	return file_notifyd_v1_merchant_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ForceBreakerResponse) GetKeys() []*KeyStatus {
@@ -2916,7 +3072,7 @@ const file_notifyd_v1_merchant_service_proto_rawDesc = "" +
 	"\auser_id\x18\v \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06userId\x12#\n" +
 	"\rraw_signature\x18\f \x01(\bR\frawSignature\x12\x16\n" +
 	"\x06frozen\x18\r \x01(\bR\x06frozen\x12F\n" +
-	"\brotation\x18\x0e \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\x9a\x9e\x012\x00R\brotation\"\xea\x03\n" +
+	"\brotation\x18\x0e \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\x9a\x9e\x012\x00R\brotation\"\xa5\x04\n" +
 	"\x0fAcknowledgement\x12.\n" +
 	"\bstatuses\x18\x01 \x03(\rB\x12\xbaH\x0f\x92\x01\f\x10\x10\"\b*\x06\x18\x8f\x03(\xc8\x01R\bstatuses\x12'\n" +
 	"\n" +
@@ -2929,7 +3085,23 @@ const file_notifyd_v1_merchant_service_proto_rawDesc = "" +
 	"\x03xml\x18\b \x01(\v2\x15.notifyd.v1.PathValueR\x03xml\x129\n" +
 	"\x0efinal_statuses\x18\t \x03(\rB\x12\xbaH\x0f\x92\x01\f\x10\x10\"\b*\x06\x18\xd7\x04(\x90\x03R\rfinalStatuses\x12.\n" +
 	"\x13final_abort_message\x18\n" +
-	" \x01(\bR\x11finalAbortMessage\"K\n" +
+	" \x01(\bR\x11finalAbortMessage\x129\n" +
+	"\tsignature\x18\v \x01(\v2\x1b.notifyd.v1.AnswerSignatureR\tsignature\"\xc3\x03\n" +
+	"\x0fAnswerSignature\x12%\n" +
+	"\talgorithm\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\talgorithm\x12\x1f\n" +
+	"\x06key_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x05keyId\x12\x1e\n" +
+	"\x05input\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x05input\x12\x1f\n" +
+	"\x06output\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18\x10R\x06output\x12\x1e\n" +
+	"\x05field\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05field\x12 \n" +
+	"\x06header\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06header\x12\x1f\n" +
+	"\x06format\x18\a \x01(\tB\a\xbaH\x04r\x02\x18\x10R\x06format\x12!\n" +
+	"\acharset\x18\b \x01(\tB\a\xbaH\x04r\x02\x18\x10R\acharset\x12:\n" +
+	"\x0funsigned_fields\x18\t \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10@\"\ar\x05\x10\x01\x18\x80\x02R\x0eunsignedFields\x12\x1d\n" +
+	"\n" +
+	"sign_empty\x18\n" +
+	" \x01(\bR\tsignEmpty\x12!\n" +
+	"\auser_id\x18\v \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06userId\x12#\n" +
+	"\rraw_signature\x18\f \x01(\bR\frawSignature\"K\n" +
 	"\tPathValue\x12\x1e\n" +
 	"\x04path\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04path\x12\x1e\n" +
@@ -3120,7 +3292,7 @@ func file_notifyd_v1_merchant_service_proto_rawDescGZIP() []byte {
 }
 
 var file_notifyd_v1_merchant_service_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_notifyd_v1_merchant_service_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_notifyd_v1_merchant_service_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_notifyd_v1_merchant_service_proto_goTypes = []any{
 	(Isolation)(0),                 // 0: notifyd.v1.Isolation
 	(Persist)(0),                   // 1: notifyd.v1.Persist
@@ -3134,115 +3306,117 @@ var file_notifyd_v1_merchant_service_proto_goTypes = []any{
 	(*Encoding)(nil),               // 9: notifyd.v1.Encoding
 	(*Signer)(nil),                 // 10: notifyd.v1.Signer
 	(*Acknowledgement)(nil),        // 11: notifyd.v1.Acknowledgement
-	(*PathValue)(nil),              // 12: notifyd.v1.PathValue
-	(*Encryption)(nil),             // 13: notifyd.v1.Encryption
-	(*TlsSettings)(nil),            // 14: notifyd.v1.TlsSettings
-	(*Limits)(nil),                 // 15: notifyd.v1.Limits
-	(*Release)(nil),                // 16: notifyd.v1.Release
-	(*Timeouts)(nil),               // 17: notifyd.v1.Timeouts
-	(*Schedule)(nil),               // 18: notifyd.v1.Schedule
-	(*Ordering)(nil),               // 19: notifyd.v1.Ordering
-	(*SceneSettings)(nil),          // 20: notifyd.v1.SceneSettings
-	(*PutMerchantRequest)(nil),     // 21: notifyd.v1.PutMerchantRequest
-	(*PutMerchantResponse)(nil),    // 22: notifyd.v1.PutMerchantResponse
-	(*GetMerchantRequest)(nil),     // 23: notifyd.v1.GetMerchantRequest
-	(*GetMerchantResponse)(nil),    // 24: notifyd.v1.GetMerchantResponse
-	(*ListMerchantsRequest)(nil),   // 25: notifyd.v1.ListMerchantsRequest
-	(*ListMerchantsResponse)(nil),  // 26: notifyd.v1.ListMerchantsResponse
-	(*PauseMerchantRequest)(nil),   // 27: notifyd.v1.PauseMerchantRequest
-	(*PauseMerchantResponse)(nil),  // 28: notifyd.v1.PauseMerchantResponse
-	(*ResumeMerchantRequest)(nil),  // 29: notifyd.v1.ResumeMerchantRequest
-	(*ResumeMerchantResponse)(nil), // 30: notifyd.v1.ResumeMerchantResponse
-	(*TestMerchantRequest)(nil),    // 31: notifyd.v1.TestMerchantRequest
-	(*TestMerchantResponse)(nil),   // 32: notifyd.v1.TestMerchantResponse
-	(*KeyStatus)(nil),              // 33: notifyd.v1.KeyStatus
-	(*ListKeysRequest)(nil),        // 34: notifyd.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),       // 35: notifyd.v1.ListKeysResponse
-	(*ForceBreakerRequest)(nil),    // 36: notifyd.v1.ForceBreakerRequest
-	(*ForceBreakerResponse)(nil),   // 37: notifyd.v1.ForceBreakerResponse
-	nil,                            // 38: notifyd.v1.Merchant.ScenesEntry
-	nil,                            // 39: notifyd.v1.Encoding.FieldsEntry
-	nil,                            // 40: notifyd.v1.Encoding.HeadersEntry
-	(*timestamppb.Timestamp)(nil),  // 41: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 42: google.protobuf.Duration
-	(*Attempt)(nil),                // 43: notifyd.v1.Attempt
+	(*AnswerSignature)(nil),        // 12: notifyd.v1.AnswerSignature
+	(*PathValue)(nil),              // 13: notifyd.v1.PathValue
+	(*Encryption)(nil),             // 14: notifyd.v1.Encryption
+	(*TlsSettings)(nil),            // 15: notifyd.v1.TlsSettings
+	(*Limits)(nil),                 // 16: notifyd.v1.Limits
+	(*Release)(nil),                // 17: notifyd.v1.Release
+	(*Timeouts)(nil),               // 18: notifyd.v1.Timeouts
+	(*Schedule)(nil),               // 19: notifyd.v1.Schedule
+	(*Ordering)(nil),               // 20: notifyd.v1.Ordering
+	(*SceneSettings)(nil),          // 21: notifyd.v1.SceneSettings
+	(*PutMerchantRequest)(nil),     // 22: notifyd.v1.PutMerchantRequest
+	(*PutMerchantResponse)(nil),    // 23: notifyd.v1.PutMerchantResponse
+	(*GetMerchantRequest)(nil),     // 24: notifyd.v1.GetMerchantRequest
+	(*GetMerchantResponse)(nil),    // 25: notifyd.v1.GetMerchantResponse
+	(*ListMerchantsRequest)(nil),   // 26: notifyd.v1.ListMerchantsRequest
+	(*ListMerchantsResponse)(nil),  // 27: notifyd.v1.ListMerchantsResponse
+	(*PauseMerchantRequest)(nil),   // 28: notifyd.v1.PauseMerchantRequest
+	(*PauseMerchantResponse)(nil),  // 29: notifyd.v1.PauseMerchantResponse
+	(*ResumeMerchantRequest)(nil),  // 30: notifyd.v1.ResumeMerchantRequest
+	(*ResumeMerchantResponse)(nil), // 31: notifyd.v1.ResumeMerchantResponse
+	(*TestMerchantRequest)(nil),    // 32: notifyd.v1.TestMerchantRequest
+	(*TestMerchantResponse)(nil),   // 33: notifyd.v1.TestMerchantResponse
+	(*KeyStatus)(nil),              // 34: notifyd.v1.KeyStatus
+	(*ListKeysRequest)(nil),        // 35: notifyd.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),       // 36: notifyd.v1.ListKeysResponse
+	(*ForceBreakerRequest)(nil),    // 37: notifyd.v1.ForceBreakerRequest
+	(*ForceBreakerResponse)(nil),   // 38: notifyd.v1.ForceBreakerResponse
+	nil,                            // 39: notifyd.v1.Merchant.ScenesEntry
+	nil,                            // 40: notifyd.v1.Encoding.FieldsEntry
+	nil,                            // 41: notifyd.v1.Encoding.HeadersEntry
+	(*timestamppb.Timestamp)(nil),  // 42: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 43: google.protobuf.Duration
+	(*Attempt)(nil),                // 44: notifyd.v1.Attempt
 }
 var file_notifyd_v1_merchant_service_proto_depIdxs = []int32{
 	7,  // 0: notifyd.v1.Merchant.url_policy:type_name -> notifyd.v1.UrlPolicy
 	8,  // 1: notifyd.v1.Merchant.contract:type_name -> notifyd.v1.Contract
-	14, // 2: notifyd.v1.Merchant.tls:type_name -> notifyd.v1.TlsSettings
-	15, // 3: notifyd.v1.Merchant.limits:type_name -> notifyd.v1.Limits
-	17, // 4: notifyd.v1.Merchant.timeouts:type_name -> notifyd.v1.Timeouts
-	18, // 5: notifyd.v1.Merchant.schedule:type_name -> notifyd.v1.Schedule
+	15, // 2: notifyd.v1.Merchant.tls:type_name -> notifyd.v1.TlsSettings
+	16, // 3: notifyd.v1.Merchant.limits:type_name -> notifyd.v1.Limits
+	18, // 4: notifyd.v1.Merchant.timeouts:type_name -> notifyd.v1.Timeouts
+	19, // 5: notifyd.v1.Merchant.schedule:type_name -> notifyd.v1.Schedule
 	0,  // 6: notifyd.v1.Merchant.isolation:type_name -> notifyd.v1.Isolation
-	38, // 7: notifyd.v1.Merchant.scenes:type_name -> notifyd.v1.Merchant.ScenesEntry
+	39, // 7: notifyd.v1.Merchant.scenes:type_name -> notifyd.v1.Merchant.ScenesEntry
 	1,  // 8: notifyd.v1.Merchant.persist:type_name -> notifyd.v1.Persist
-	19, // 9: notifyd.v1.Merchant.ordering:type_name -> notifyd.v1.Ordering
-	41, // 10: notifyd.v1.Merchant.updated_at:type_name -> google.protobuf.Timestamp
-	16, // 11: notifyd.v1.Merchant.release:type_name -> notifyd.v1.Release
+	20, // 9: notifyd.v1.Merchant.ordering:type_name -> notifyd.v1.Ordering
+	42, // 10: notifyd.v1.Merchant.updated_at:type_name -> google.protobuf.Timestamp
+	17, // 11: notifyd.v1.Merchant.release:type_name -> notifyd.v1.Release
 	9,  // 12: notifyd.v1.Contract.encoding:type_name -> notifyd.v1.Encoding
 	10, // 13: notifyd.v1.Contract.signer:type_name -> notifyd.v1.Signer
 	11, // 14: notifyd.v1.Contract.acknowledgement:type_name -> notifyd.v1.Acknowledgement
-	13, // 15: notifyd.v1.Contract.encryption:type_name -> notifyd.v1.Encryption
-	39, // 16: notifyd.v1.Encoding.fields:type_name -> notifyd.v1.Encoding.FieldsEntry
-	40, // 17: notifyd.v1.Encoding.headers:type_name -> notifyd.v1.Encoding.HeadersEntry
-	42, // 18: notifyd.v1.Signer.rotation:type_name -> google.protobuf.Duration
-	12, // 19: notifyd.v1.Acknowledgement.json:type_name -> notifyd.v1.PathValue
-	12, // 20: notifyd.v1.Acknowledgement.xml:type_name -> notifyd.v1.PathValue
-	41, // 21: notifyd.v1.Release.accepted_before:type_name -> google.protobuf.Timestamp
-	42, // 22: notifyd.v1.Timeouts.connect:type_name -> google.protobuf.Duration
-	42, // 23: notifyd.v1.Timeouts.tls:type_name -> google.protobuf.Duration
-	42, // 24: notifyd.v1.Timeouts.first_byte:type_name -> google.protobuf.Duration
-	42, // 25: notifyd.v1.Timeouts.total:type_name -> google.protobuf.Duration
-	42, // 26: notifyd.v1.Timeouts.grace:type_name -> google.protobuf.Duration
-	42, // 27: notifyd.v1.Schedule.gaps:type_name -> google.protobuf.Duration
-	42, // 28: notifyd.v1.Schedule.window:type_name -> google.protobuf.Duration
-	2,  // 29: notifyd.v1.Ordering.dead_predecessor:type_name -> notifyd.v1.DeadPredecessor
-	17, // 30: notifyd.v1.SceneSettings.timeouts:type_name -> notifyd.v1.Timeouts
-	18, // 31: notifyd.v1.SceneSettings.schedule:type_name -> notifyd.v1.Schedule
-	1,  // 32: notifyd.v1.SceneSettings.persist:type_name -> notifyd.v1.Persist
-	11, // 33: notifyd.v1.SceneSettings.acknowledgement:type_name -> notifyd.v1.Acknowledgement
-	6,  // 34: notifyd.v1.PutMerchantRequest.merchant:type_name -> notifyd.v1.Merchant
-	6,  // 35: notifyd.v1.PutMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
-	6,  // 36: notifyd.v1.GetMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
-	6,  // 37: notifyd.v1.ListMerchantsResponse.merchants:type_name -> notifyd.v1.Merchant
-	6,  // 38: notifyd.v1.PauseMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
-	6,  // 39: notifyd.v1.ResumeMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
-	43, // 40: notifyd.v1.TestMerchantResponse.attempt:type_name -> notifyd.v1.Attempt
-	3,  // 41: notifyd.v1.KeyStatus.breaker:type_name -> notifyd.v1.BreakerState
-	41, // 42: notifyd.v1.KeyStatus.opened_at:type_name -> google.protobuf.Timestamp
-	41, // 43: notifyd.v1.KeyStatus.probe_at:type_name -> google.protobuf.Timestamp
-	4,  // 44: notifyd.v1.KeyStatus.cause:type_name -> notifyd.v1.BreakerCause
-	5,  // 45: notifyd.v1.KeyStatus.forced:type_name -> notifyd.v1.ForcedBreaker
-	41, // 46: notifyd.v1.KeyStatus.forced_at:type_name -> google.protobuf.Timestamp
-	41, // 47: notifyd.v1.KeyStatus.forced_until:type_name -> google.protobuf.Timestamp
-	41, // 48: notifyd.v1.KeyStatus.own_queue_oldest:type_name -> google.protobuf.Timestamp
-	33, // 49: notifyd.v1.ListKeysResponse.keys:type_name -> notifyd.v1.KeyStatus
-	5,  // 50: notifyd.v1.ForceBreakerRequest.state:type_name -> notifyd.v1.ForcedBreaker
-	41, // 51: notifyd.v1.ForceBreakerRequest.expires_at:type_name -> google.protobuf.Timestamp
-	33, // 52: notifyd.v1.ForceBreakerResponse.keys:type_name -> notifyd.v1.KeyStatus
-	20, // 53: notifyd.v1.Merchant.ScenesEntry.value:type_name -> notifyd.v1.SceneSettings
-	21, // 54: notifyd.v1.MerchantService.PutMerchant:input_type -> notifyd.v1.PutMerchantRequest
-	23, // 55: notifyd.v1.MerchantService.GetMerchant:input_type -> notifyd.v1.GetMerchantRequest
-	25, // 56: notifyd.v1.MerchantService.ListMerchants:input_type -> notifyd.v1.ListMerchantsRequest
-	27, // 57: notifyd.v1.MerchantService.PauseMerchant:input_type -> notifyd.v1.PauseMerchantRequest
-	29, // 58: notifyd.v1.MerchantService.ResumeMerchant:input_type -> notifyd.v1.ResumeMerchantRequest
-	31, // 59: notifyd.v1.MerchantService.TestMerchant:input_type -> notifyd.v1.TestMerchantRequest
-	34, // 60: notifyd.v1.MerchantService.ListKeys:input_type -> notifyd.v1.ListKeysRequest
-	36, // 61: notifyd.v1.MerchantService.ForceBreaker:input_type -> notifyd.v1.ForceBreakerRequest
-	22, // 62: notifyd.v1.MerchantService.PutMerchant:output_type -> notifyd.v1.PutMerchantResponse
-	24, // 63: notifyd.v1.MerchantService.GetMerchant:output_type -> notifyd.v1.GetMerchantResponse
-	26, // 64: notifyd.v1.MerchantService.ListMerchants:output_type -> notifyd.v1.ListMerchantsResponse
-	28, // 65: notifyd.v1.MerchantService.PauseMerchant:output_type -> notifyd.v1.PauseMerchantResponse
-	30, // 66: notifyd.v1.MerchantService.ResumeMerchant:output_type -> notifyd.v1.ResumeMerchantResponse
-	32, // 67: notifyd.v1.MerchantService.TestMerchant:output_type -> notifyd.v1.TestMerchantResponse
-	35, // 68: notifyd.v1.MerchantService.ListKeys:output_type -> notifyd.v1.ListKeysResponse
-	37, // 69: notifyd.v1.MerchantService.ForceBreaker:output_type -> notifyd.v1.ForceBreakerResponse
-	62, // [62:70] is the sub-list for method output_type
-	54, // [54:62] is the sub-list for method input_type
-	54, // [54:54] is the sub-list for extension type_name
-	54, // [54:54] is the sub-list for extension extendee
-	0,  // [0:54] is the sub-list for field type_name
+	14, // 15: notifyd.v1.Contract.encryption:type_name -> notifyd.v1.Encryption
+	40, // 16: notifyd.v1.Encoding.fields:type_name -> notifyd.v1.Encoding.FieldsEntry
+	41, // 17: notifyd.v1.Encoding.headers:type_name -> notifyd.v1.Encoding.HeadersEntry
+	43, // 18: notifyd.v1.Signer.rotation:type_name -> google.protobuf.Duration
+	13, // 19: notifyd.v1.Acknowledgement.json:type_name -> notifyd.v1.PathValue
+	13, // 20: notifyd.v1.Acknowledgement.xml:type_name -> notifyd.v1.PathValue
+	12, // 21: notifyd.v1.Acknowledgement.signature:type_name -> notifyd.v1.AnswerSignature
+	42, // 22: notifyd.v1.Release.accepted_before:type_name -> google.protobuf.Timestamp
+	43, // 23: notifyd.v1.Timeouts.connect:type_name -> google.protobuf.Duration
+	43, // 24: notifyd.v1.Timeouts.tls:type_name -> google.protobuf.Duration
+	43, // 25: notifyd.v1.Timeouts.first_byte:type_name -> google.protobuf.Duration
+	43, // 26: notifyd.v1.Timeouts.total:type_name -> google.protobuf.Duration
+	43, // 27: notifyd.v1.Timeouts.grace:type_name -> google.protobuf.Duration
+	43, // 28: notifyd.v1.Schedule.gaps:type_name -> google.protobuf.Duration
+	43, // 29: notifyd.v1.Schedule.window:type_name -> google.protobuf.Duration
+	2,  // 30: notifyd.v1.Ordering.dead_predecessor:type_name -> notifyd.v1.DeadPredecessor
+	18, // 31: notifyd.v1.SceneSettings.timeouts:type_name -> notifyd.v1.Timeouts
+	19, // 32: notifyd.v1.SceneSettings.schedule:type_name -> notifyd.v1.Schedule
+	1,  // 33: notifyd.v1.SceneSettings.persist:type_name -> notifyd.v1.Persist
+	11, // 34: notifyd.v1.SceneSettings.acknowledgement:type_name -> notifyd.v1.Acknowledgement
+	6,  // 35: notifyd.v1.PutMerchantRequest.merchant:type_name -> notifyd.v1.Merchant
+	6,  // 36: notifyd.v1.PutMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
+	6,  // 37: notifyd.v1.GetMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
+	6,  // 38: notifyd.v1.ListMerchantsResponse.merchants:type_name -> notifyd.v1.Merchant
+	6,  // 39: notifyd.v1.PauseMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
+	6,  // 40: notifyd.v1.ResumeMerchantResponse.merchant:type_name -> notifyd.v1.Merchant
+	44, // 41: notifyd.v1.TestMerchantResponse.attempt:type_name -> notifyd.v1.Attempt
+	3,  // 42: notifyd.v1.KeyStatus.breaker:type_name -> notifyd.v1.BreakerState
+	42, // 43: notifyd.v1.KeyStatus.opened_at:type_name -> google.protobuf.Timestamp
+	42, // 44: notifyd.v1.KeyStatus.probe_at:type_name -> google.protobuf.Timestamp
+	4,  // 45: notifyd.v1.KeyStatus.cause:type_name -> notifyd.v1.BreakerCause
+	5,  // 46: notifyd.v1.KeyStatus.forced:type_name -> notifyd.v1.ForcedBreaker
+	42, // 47: notifyd.v1.KeyStatus.forced_at:type_name -> google.protobuf.Timestamp
+	42, // 48: notifyd.v1.KeyStatus.forced_until:type_name -> google.protobuf.Timestamp
+	42, // 49: notifyd.v1.KeyStatus.own_queue_oldest:type_name -> google.protobuf.Timestamp
+	34, // 50: notifyd.v1.ListKeysResponse.keys:type_name -> notifyd.v1.KeyStatus
+	5,  // 51: notifyd.v1.ForceBreakerRequest.state:type_name -> notifyd.v1.ForcedBreaker
+	42, // 52: notifyd.v1.ForceBreakerRequest.expires_at:type_name -> google.protobuf.Timestamp
+	34, // 53: notifyd.v1.ForceBreakerResponse.keys:type_name -> notifyd.v1.KeyStatus
+	21, // 54: notifyd.v1.Merchant.ScenesEntry.value:type_name -> notifyd.v1.SceneSettings
+	22, // 55: notifyd.v1.MerchantService.PutMerchant:input_type -> notifyd.v1.PutMerchantRequest
+	24, // 56: notifyd.v1.MerchantService.GetMerchant:input_type -> notifyd.v1.GetMerchantRequest
+	26, // 57: notifyd.v1.MerchantService.ListMerchants:input_type -> notifyd.v1.ListMerchantsRequest
+	28, // 58: notifyd.v1.MerchantService.PauseMerchant:input_type -> notifyd.v1.PauseMerchantRequest
+	30, // 59: notifyd.v1.MerchantService.ResumeMerchant:input_type -> notifyd.v1.ResumeMerchantRequest
+	32, // 60: notifyd.v1.MerchantService.TestMerchant:input_type -> notifyd.v1.TestMerchantRequest
+	35, // 61: notifyd.v1.MerchantService.ListKeys:input_type -> notifyd.v1.ListKeysRequest
+	37, // 62: notifyd.v1.MerchantService.ForceBreaker:input_type -> notifyd.v1.ForceBreakerRequest
+	23, // 63: notifyd.v1.MerchantService.PutMerchant:output_type -> notifyd.v1.PutMerchantResponse
+	25, // 64: notifyd.v1.MerchantService.GetMerchant:output_type -> notifyd.v1.GetMerchantResponse
+	27, // 65: notifyd.v1.MerchantService.ListMerchants:output_type -> notifyd.v1.ListMerchantsResponse
+	29, // 66: notifyd.v1.MerchantService.PauseMerchant:output_type -> notifyd.v1.PauseMerchantResponse
+	31, // 67: notifyd.v1.MerchantService.ResumeMerchant:output_type -> notifyd.v1.ResumeMerchantResponse
+	33, // 68: notifyd.v1.MerchantService.TestMerchant:output_type -> notifyd.v1.TestMerchantResponse
+	36, // 69: notifyd.v1.MerchantService.ListKeys:output_type -> notifyd.v1.ListKeysResponse
+	38, // 70: notifyd.v1.MerchantService.ForceBreaker:output_type -> notifyd.v1.ForceBreakerResponse
+	63, // [63:71] is the sub-list for method output_type
+	55, // [55:63] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_notifyd_v1_merchant_service_proto_init() }
@@ -3251,14 +3425,14 @@ func file_notifyd_v1_merchant_service_proto_init() {
 		return
 	}
 	file_notifyd_v1_notification_proto_init()
-	file_notifyd_v1_merchant_service_proto_msgTypes[12].OneofWrappers = []any{}
+	file_notifyd_v1_merchant_service_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_notifyd_v1_merchant_service_proto_rawDesc), len(file_notifyd_v1_merchant_service_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   35,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
