@@ -3,9 +3,14 @@ package contract_test
 import (
 	"bytes"
 	"crypto"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/hmac"
 	"crypto/md5"
+	crand "crypto/rand"
 	"crypto/rsa"
 	"crypto/sha1"
 	"crypto/sha256"
@@ -58,7 +63,7 @@ func (d draw) settings() merchant.Contract {
 		e.CDATA, e.XMLRoot = d.IntN(2) == 0, pick(d, "", "notify")
 	}
 	e.Headers = map[string]string{"X-Time": "{timestamp}", "X-Order": pick(d, "{id}", "{order_id}", "a b", "{minor_units}")}
-	s.Algorithm = pick(d, "md5", "sha256", "hmac-md5", "hmac-sha1", "hmac-sha256", "hmac-sha512", "rsa-sha1", "rsa-sha256", "rsa-pss-sha256", "ed25519")
+	s.Algorithm = pick(d, "ecdsa-sha256", "md5", "sha256", "hmac-md5", "hmac-sha1", "hmac-sha256", "hmac-sha512", "rsa-sha1", "rsa-sha256", "rsa-pss-sha256", "ed25519")
 	s.Input = pick(d, "{sorted}", "{body}", "{timestamp}.{body}", "{url}{body}", "{sorted_sha256}", "{url}?{sorted}")
 	if sum := s.Algorithm == "md5" || s.Algorithm == "sha256"; sum {
 		s.Input += "&key={secret}"
@@ -75,7 +80,20 @@ func (d draw) settings() merchant.Contract {
 	} else {
 		s.Header, s.HeaderValue = "X-Sign", pick(d, "", "v1={signature}", "t={timestamp},v1={signature}")
 	}
+	if d.IntN(8) == 0 {
+		d.seal(&c)
+	}
 	return c
+}
+
+// seal makes a contract that encrypts the payload, or fields of it, within a JSON text.
+func (d draw) seal(c *merchant.Contract) {
+	e, s := &c.Encoding, &c.Signer
+	e.Format, e.Charset, e.CDATA, e.XMLRoot, e.OmitEmpty, e.ContentType = "template", "", false, "", false, "application/json"
+	e.Template = `{{"n":{@seal_nonce|json},"c":{@ciphertext|json},"a":{@associated_data|json}}}`
+	c.Encryption = merchant.Encryption{Algorithm: "aes-256-gcm", KeyID: "seal", AssociatedData: pick(d, "", "transaction", "{id}")}
+	s.Input = strings.NewReplacer("{sorted_sha256}", "{body}", "{sorted}", "{body}").Replace(s.Input)
+	s.Field, s.Header, s.Frozen, s.UnsignedFields = "", "X-Sign", false, nil
 }
 
 func (d draw) name() string {
@@ -132,7 +150,15 @@ func TestWhatIsSentVerifies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var compiled, refused, sent int
+	private, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ecKey, err := sign.PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var compiled, refused, sent, opened int
 	for i := range rounds {
 		settings, payload := d.settings(), d.payload()
 		c, err := contract.Compile(settings)
@@ -147,6 +173,8 @@ func TestWhatIsSentVerifies(t *testing.T) {
 		switch {
 		case settings.Signer.Algorithm == "ed25519":
 			key = edKey
+		case settings.Signer.Algorithm == "ecdsa-sha256":
+			key = ecKey
 		case !strings.HasPrefix(settings.Signer.Algorithm, "rsa"):
 			key, _ = sign.SecretKey(sign.NewSecret([]byte(propertySecret)))
 		case i%8 > 0:
@@ -159,8 +187,15 @@ func TestWhatIsSentVerifies(t *testing.T) {
 		told := goldenTold(payload, 1)
 		told.Notification.OrderID = pick(d, "o-1", "", "红", "a\nb", " a")
 		told.Notification.NotifyURL = pick(d, "https://m.example/notify", "https://m.example/notify?own=1", "https://m.example/notify?own=1&")
+		for i := range told.Entropy {
+			told.Entropy[i] = byte(d.IntN(256))
+		}
 		checked := c.Check(told.Notification)
-		r, err := c.Request(t.Context(), told, contract.Keys{Sign: []contract.Key{ready}}, directly, contract.Options{})
+		keys := contract.Keys{Sign: []contract.Key{ready}}
+		if settings.Encryption.Algorithm != "" {
+			keys.Seal = sign.NewSecret([]byte(sealKey))
+		}
+		r, err := c.Request(t.Context(), told, keys, directly, contract.Options{})
 		if checked != nil && strings.Contains(checked.Error(), "the URL has") {
 			continue // Check reckons with a longer key, and with many attempts
 		}
@@ -178,6 +213,13 @@ func TestWhatIsSentVerifies(t *testing.T) {
 		if err := accepted(settings, told.Notification.NotifyURL, r, key.Public()); err != nil {
 			t.Fatalf("seed %d: the merchant refuses: %v\n%+v\n%s\n%s", seed, err, settings, payload, text(r))
 		}
+		if settings.Encryption.Algorithm != "" {
+			if err := opens(settings, payload, told.Notification.ID.String(), r); err != nil {
+				t.Fatalf("seed %d: %v\n%+v\n%s\n%s", seed, err, settings, payload, text(r))
+			}
+			opened++
+			continue
+		}
 		if err := literal(settings, payload, r); err != nil {
 			t.Fatalf("seed %d: %v\n%+v\n%s\n%s", seed, err, settings, payload, text(r))
 		}
@@ -190,10 +232,49 @@ func TestWhatIsSentVerifies(t *testing.T) {
 			}
 		}
 	}
-	if compiled < rounds/4 || sent < rounds/10 || refused < rounds/100 {
-		t.Errorf("%d compiled, %d sent, %d refused: the draw is lopsided", compiled, sent, refused)
+	if compiled < rounds/4 || sent < rounds/10 || refused < rounds/100 || opened < rounds/100 {
+		t.Errorf("%d compiled, %d sent, %d of them encrypted, %d refused: the draw is lopsided", compiled, sent, opened, refused)
 	}
-	t.Logf("%d contracts, %d sent, %d refused", compiled, sent, refused)
+	t.Logf("%d contracts, %d sent, %d of them encrypted, %d refused", compiled, sent, opened, refused)
+}
+
+const sealKey = "0123456789abcdef0123456789abcdef"
+
+// opens is the merchant's side of what is encrypted, by the standard library alone: within is the payload, byte for byte, or
+// where the contract names fields, JSON.
+func opens(c merchant.Contract, payload, id string, r contract.Request) error {
+	var sealed struct{ N, C, A string }
+	if err := json.Unmarshal(r.Body, &sealed); err != nil {
+		return err
+	}
+	if want := strings.ReplaceAll(c.Encryption.AssociatedData, "{id}", id); sealed.A != want {
+		return fmt.Errorf("the associated data is %q, want %q", sealed.A, want)
+	}
+	block, err := aes.NewCipher([]byte(sealKey))
+	if err != nil {
+		return err
+	}
+	gcm, err := cipher.NewGCM(block)
+	if err != nil {
+		return err
+	}
+	text, err := base64.StdEncoding.DecodeString(sealed.C)
+	if err != nil {
+		return err
+	}
+	if len(sealed.N) != gcm.NonceSize() {
+		return fmt.Errorf("a nonce of %d bytes", len(sealed.N))
+	}
+	plain, err := gcm.Open(nil, []byte(sealed.N), text, []byte(sealed.A))
+	switch {
+	case err != nil:
+		return err
+	case len(c.Encoding.Fields) == 0 && string(plain) != payload:
+		return fmt.Errorf("%q was encrypted", plain)
+	case len(c.Encoding.Fields) > 0 && !json.Valid(plain):
+		return fmt.Errorf("%q was encrypted, and is no JSON", plain)
+	}
+	return nil
 }
 
 func charsetOf(c merchant.Contract) encoding.Encoding {
@@ -351,6 +432,11 @@ func verified(s merchant.Signer, message []byte, written string, public crypto.P
 	case "ed25519":
 		if !ed25519.Verify(public.(ed25519.PublicKey), message, raw) { //nolint:forcetypeassert // it is one
 			return fmt.Errorf("not Ed25519's of %q", message)
+		}
+	case "ecdsa-sha256":
+		sum := sha256.Sum256(message)
+		if !ecdsa.VerifyASN1(public.(*ecdsa.PublicKey), sum[:], raw) { //nolint:forcetypeassert // it is one
+			return fmt.Errorf("not ECDSA's of %q", message)
 		}
 	case "rsa-sha1":
 		sum := sha1.Sum(message)
