@@ -34,7 +34,7 @@ func (l *Lane) Wake(merchantID string) {
 }
 
 // longestRest bounds how long a drain sleeps when nobody knows when the gate opens, as for a paused merchant.
-const longestRest = 5 * time.Second
+const longestRest = time.Minute
 
 // drainBatch is how many notifications one read of an own queue returns.
 const drainBatch = 64

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"notifyd/internal/settings"
+	jsstreams "notifyd/internal/streams"
 	"notifyd/notification/envelope"
 )
 
@@ -90,6 +91,7 @@ func connectNATS(ctx context.Context, cfg natsConfig, log *zap.Logger) (*nats.Co
 	opts := []nats.Option{
 		nats.Name("notifyd"), nats.MaxReconnects(-1), nats.ReconnectWait(250 * time.Millisecond), nats.ReconnectJitter(250*time.Millisecond, time.Second),
 		nats.Timeout(5 * time.Second), nats.PingInterval(5 * time.Second), nats.MaxPingsOutstanding(2),
+		nats.SyncQueueLen(jsstreams.SyncQueue),
 		nats.ReconnectBufSize(-1), // what cannot be sent now fails now: nothing is believed to be on its way
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { log.Warn("connection lost; it is made again", zap.Error(err)) }),
 		nats.ReconnectHandler(func(c *nats.Conn) { log.Info("connected again", zap.String("server", c.ConnectedUrlRedacted())) }),

@@ -11,6 +11,10 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
+// SyncQueue is how many messages a connection's subscriptions hold back that are read one by one, as a read of a batch is:
+// more than one read returns. The client library's own number takes half a megabyte, for every read of an own queue.
+const SyncQueue = 256
+
 // Ensure returns a stream, made where it is missing. What is there stays as it is.
 //
 // A new one counts its messages from the present instant in microseconds, so that no sequence comes twice in streams of
