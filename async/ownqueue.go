@@ -33,7 +33,8 @@ func (l *Lane) Wake(merchantID string) {
 	}
 }
 
-// longestRest bounds how long a drain sleeps when nobody knows when the gate opens, as for a paused merchant.
+// longestRest bounds how long a drain sleeps when nobody knows when the gate opens, as for a paused merchant: who opens it
+// wakes the drain.
 const longestRest = time.Minute
 
 // drainBatch is how many notifications one read of an own queue returns.
