@@ -9,20 +9,21 @@ import (
 	"github.com/synadia-io/orbit.go/jetstreamext"
 	"go.uber.org/zap"
 
+	"notifyd/internal/streams"
 	"notifyd/notification"
 	"notifyd/notification/envelope"
 )
 
 // placesPage is how many stored messages one read returns.
-const placesPage = 512
+const placesPage = streams.MostRead
 
 // Waiting calls found for every notification that rests in a stream, with the place's name: shard, delay, due or own_queue.
 func (l *Lane) Waiting(ctx context.Context, found func(id notification.ID, place string)) error {
-	streams := []string{envelope.NotifyStream, envelope.MerchantStream}
+	names := []string{envelope.NotifyStream, envelope.MerchantStream}
 	for i := range envelope.RetryStreams {
-		streams = append(streams, envelope.RetryStream(i))
+		names = append(names, envelope.RetryStream(i))
 	}
-	for _, name := range streams {
+	for _, name := range names {
 		if err := l.scan(ctx, name, found); err != nil {
 			return fmt.Errorf("read stream %s: %w", name, err)
 		}

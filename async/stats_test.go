@@ -2,6 +2,7 @@ package async
 
 import (
 	"fmt"
+	"strconv"
 	"testing"
 	"time"
 
@@ -142,4 +143,23 @@ func TestStandstills(t *testing.T) {
 	n.mu.Unlock()
 	scenario.Within(t, 10*time.Second, "it goes on", func() bool { return n.count() == 1 && again.Stats().Stalled == 0 })
 	stop()
+}
+
+// What rests is found to the last one, however many pages a stream has: a reader has room for all that one read returns.
+func TestWaitingFindsAllPages(t *testing.T) {
+	n := newNode(t)
+	l := n.lane(t, false)
+	const all = 2*placesPage + 100
+	for i := range all {
+		n.publish(t, envelope.OwnQueueSubject("k"), n.work(strconv.Itoa(i), "k"))
+	}
+	for range 5 {
+		found := map[notification.ID]bool{}
+		if err := l.Waiting(t.Context(), func(id notification.ID, place string) {
+			found[id] = true
+			time.Sleep(10 * time.Microsecond) // it is slower than the server
+		}); err != nil || len(found) != all {
+			t.Fatalf("found %d of %d: %v", len(found), all, err)
+		}
+	}
 }

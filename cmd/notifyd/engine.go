@@ -26,7 +26,6 @@ import (
 	"notifyd/health/metrics"
 	"notifyd/internal/embedded/natsserver"
 	"notifyd/internal/embedded/postgres"
-	jsstreams "notifyd/internal/streams"
 	"notifyd/keys"
 	"notifyd/ledger"
 	"notifyd/merchant"
@@ -180,7 +179,7 @@ func (e *engine) embedNATS(ctx context.Context, s *stores, log *zap.Logger) (*na
 		log.Info("the last run did not end cleanly; what it had in hand is looked up before it is sent again")
 	}
 	s.checkQueues = server.Check
-	return server.Connect(nats.Name("notifyd"), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1), nats.SyncQueueLen(jsstreams.SyncQueue))
+	return server.Connect(nats.Name("notifyd"), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1))
 }
 
 // breakersBucket is where nodes tell each other of breakers.

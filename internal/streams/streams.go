@@ -11,9 +11,13 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// SyncQueue is how many messages a connection's subscriptions hold back that are read one by one, as a read of a batch is:
-// more than one read returns. The client library's own number takes half a megabyte, for every read of an own queue.
-const SyncQueue = 256
+const (
+	// MostRead is how many messages one read of a batch may return.
+	MostRead = 512
+	// SyncQueue is how many messages a connection's subscriptions hold back that are read one by one, as a read of a batch is:
+	// beyond it they would be lost. The client library's own number takes half a megabyte, for every read of an own queue.
+	SyncQueue = 2 * MostRead
+)
 
 // Ensure returns a stream, made where it is missing. What is there stays as it is.
 //

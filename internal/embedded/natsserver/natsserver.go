@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"notifyd/internal/embedded/folderlock"
+	"notifyd/internal/streams"
 )
 
 // ErrInUse says that another server has the folder.
@@ -236,6 +237,7 @@ func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
 		nats.InProcessServer(s.nats),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(reconnectWait),
+		nats.SyncQueueLen(streams.SyncQueue),
 	}, opts...)
 	conn, err := nats.Connect("", all...)
 	if err != nil {
