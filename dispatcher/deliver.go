@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
+	"runtime"
 	"time"
 
 	"go.uber.org/zap"
@@ -38,6 +39,7 @@ func (d *Dispatcher) Deliver(ctx context.Context, w notification.Work, settled f
 		return d.postpone(w, err)
 	}
 	attempt := d.send(ctx, w, m)
+	defer d.slowEnds.enter(&attempt)()
 	pass.learn(&attempt)
 	after := d.decide(before, &attempt, w, m)
 	d.observer.Attempted(after, &attempt)
@@ -47,6 +49,24 @@ func (d *Dispatcher) Deliver(ctx context.Context, w notification.Work, settled f
 	w.HasRow = w.HasRow || len(earlier) > 0
 	d.remember(ctx, w, after, []notification.Attempt{attempt}, settled)
 	return notification.Verdict{After: after, Attempts: append(earlier, attempt)}
+}
+
+// slowEnds lets what follows from attempts that took long happen a few at a time. Thousands of requests that hang together end
+// together, with the timeout: what is quick would wait for a processor behind all of them.
+type slowEnds chan struct{}
+
+// slowEnd is how long an attempt takes for whose end nobody is in a hurry.
+const slowEnd = 2 * time.Second
+
+func newSlowEnds() slowEnds { return make(slowEnds, max(1, runtime.GOMAXPROCS(0)/2)) }
+
+// enter waits for its turn, and returns what ends it.
+func (s slowEnds) enter(a *notification.Attempt) (leave func()) {
+	if a.Took < slowEnd {
+		return func() {}
+	}
+	s <- struct{}{}
+	return func() { <-s }
 }
 
 // keepInterrupted puts an attempt that left no outcome on record before the next one is made: should this process die in

@@ -214,6 +214,7 @@ type Dispatcher struct {
 	outage      *rate.Limiter // of log lines about calls that cannot be answered
 	unlogged    atomic.Int64  // such calls since the last line
 	crew        crew.Crew     // submissions under way
+	slowEnds    slowEnds
 	wire        wire
 	lines       lines
 	streams     streams
@@ -248,7 +249,7 @@ func New(cfg Config, p Parts) (*Dispatcher, error) {
 	d := &Dispatcher{
 		cfg: cfg, run: p.Run, room: semaphore.NewWeighted(cfg.IntakeBytes), ledger: p.Ledger, store: p.Store, merchants: p.Merchants, sources: p.Sources, sourceStore: p.SourceStore, sender: p.Sender, urls: p.URLs,
 		delay: p.Delay, hand: p.Hand, places: p.Places, observer: p.Observer, log: p.Log, now: p.Now, gate: gate,
-		access: gate.lists, accessStore: p.AccessStore, keys: p.Keys, keyStore: p.KeyStore, contracts: p.Contracts, lookups: rate.NewLimiter(50, 50), outage: rate.NewLimiter(2, 20),
+		access: gate.lists, accessStore: p.AccessStore, keys: p.Keys, keyStore: p.KeyStore, contracts: p.Contracts, slowEnds: newSlowEnds(), lookups: rate.NewLimiter(50, 50), outage: rate.NewLimiter(2, 20),
 	}
 	gate.wake = d.wakeMerchant
 	d.lines = d.makeLines()
