@@ -235,7 +235,7 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Lane, error) {
 		cfg: cfg, js: parts.JetStream, deliver: parts.Deliverer, memory: parts.Memory, delay: parts.Delayer,
 		hand: parts.Hand, limits: parts.Limits, owned: parts.Shards, due: parts.Due, away: parts.Away, behind: parts.Behind, recall: parts.Recall,
 		log: parts.Log, clock: time.Now, started: time.Now(), crashed: parts.Crashed,
-		room: make(chan struct{}, cfg.InHand), strain: newStrain(), dueRoom: make(chan struct{}, max(1, cfg.InHand/2)), pacing: newPacing(), queues: map[string]*merchantQueue{}, ready: make(chan struct{}),
+		room: make(chan struct{}, cfg.InHand), strain: newStrain(), dueRoom: make(chan struct{}, max(1, cfg.InHand/2)), pacing: newPacing(cfg), queues: map[string]*merchantQueue{}, ready: make(chan struct{}),
 		look: ownLook{keys: map[string]string{}}, stopping: make(chan struct{}), held: map[*message]struct{}{}, acks: map[string]*groupcommit.Batcher[jetstream.Msg]{},
 	}
 	if l.owned == nil {

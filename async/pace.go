@@ -3,6 +3,8 @@ package async
 import (
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"notifyd/notification"
 )
 
@@ -10,6 +12,7 @@ import (
 type pace struct {
 	width      width
 	took       time.Duration // the last attempt
+	timedOut   bool          // it took that long, and had no answer
 	stillSince time.Time     // when an attempt ended last, or the first of those in flight began
 }
 
@@ -29,6 +32,7 @@ func (p *pace) slow(inFlight int, while time.Duration, now time.Time) bool {
 //     more than those slots and what arrives in the meantime. Its drain takes no place in hand;
 //   - all slow keys together get slow_in_flight (2,048) attempts, in equal shares, but one each. 5 % of 10,000 merchants
 //     that hang have four each;
+//   - what has timed out is tried again in turn, slow_in_flight attempts in ten seconds over all keys;
 //   - once attempts in flight fill half of in_hand (10,000), every key has one slot: the other half is left for what ends.
 //
 // So up to 10,000 requests, of 1,250 merchants that all begin to hang in the same second, or of 10,000 one by one, leave
@@ -39,11 +43,22 @@ type pacing struct {
 	inFlight  int // slots taken, over all keys
 	slowKeys  int
 	slowShare int // what a slow key may have in flight
-	troubled  map[string]remembered
-	forgotAt  time.Time
+	// again are the turns of keys whose last attempt timed out. Many that hang time out in the same second: what each of
+	// them would begin then, all together, is more than what the others offer.
+	again    *rate.Limiter
+	troubled map[string]remembered
+	forgotAt time.Time
 }
 
-func newPacing() pacing { return pacing{slowShare: 1 << 20, troubled: map[string]remembered{}} }
+func newPacing(cfg Config) pacing {
+	return pacing{slowShare: 1 << 20, again: rate.NewLimiter(rate.Limit(cfg.SlowInFlight)/againWithin, 1+cfg.SlowInFlight/againBurst), troubled: map[string]remembered{}}
+}
+
+const (
+	// againWithin is in how many seconds as many attempts begin of keys that timed out as all slow keys may have in flight.
+	againWithin = 10
+	againBurst  = 64
+)
 
 // capOf is how many attempts a key may have in flight now. Lane.mu is held.
 func (l *Lane) capOf(q *merchantQueue) int {

@@ -208,7 +208,9 @@ func (p *pass) heed(r resting, deferred bool, verdict notification.Verdict) {
 // awaitTurn waits until the next attempt may begin, and takes a slot for it. False: the pass is over.
 func (p *pass) awaitTurn(ctx context.Context, w notification.Work) bool {
 	at := p.turn(w, time.Now())
-	return p.awaitInstant(ctx, func() time.Time { return at }) && p.awaitInstant(ctx, p.overRateUntil) &&
+	again := p.again(time.Now())
+	return p.wait(ctx, again, func() bool { return time.Now().Before(again) }) &&
+		p.awaitInstant(ctx, func() time.Time { return at }) && p.awaitInstant(ctx, p.overRateUntil) &&
 		p.wait(ctx, time.Time{}, func() bool { return !p.takeSlot() })
 }
 
@@ -227,6 +229,16 @@ func (p *pass) turn(w notification.Work, now time.Time) time.Time {
 		p.limiter = rate.NewLimiter(rate.Limit(perSecond), max(1, int(perSecond/20)))
 	}
 	return now.Add(p.limiter.ReserveN(now, 1).DelayFrom(now))
+}
+
+// again is when a key whose last attempt timed out has its turn among all of them; any other has it now.
+func (p *pass) again(now time.Time) time.Time {
+	p.Lane.mu.Lock()
+	defer p.Lane.mu.Unlock()
+	if !p.q.pace.timedOut {
+		return now
+	}
+	return now.Add(p.pacing.again.ReserveN(now, 1).DelayFrom(now))
 }
 
 func (p *pass) overRateUntil() time.Time {

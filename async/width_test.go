@@ -1,6 +1,7 @@
 package async
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -113,7 +114,7 @@ func TestCapOfASlowKey(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cfg := DefaultConfig()
 			cfg.SlowInFlight, cfg.InHand = 100, 1000
-			l := &Lane{cfg: cfg, pacing: newPacing(), queues: map[string]*merchantQueue{}}
+			l := &Lane{cfg: cfg, pacing: newPacing(DefaultConfig()), queues: map[string]*merchantQueue{}}
 			for i := range c.slowKeys {
 				q := &merchantQueue{pace: l.paceOf("")}
 				q.pace.took = time.Minute
@@ -127,5 +128,28 @@ func TestCapOfASlowKey(t *testing.T) {
 				t.Errorf("%d at once, want %d", got, c.want)
 			}
 		})
+	}
+}
+
+// Whatever hangs together times out together: what it begins then is spread, and nobody else waits for it.
+func TestWhatTimedOutIsTriedAgainInTurn(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.SlowInFlight = 20 // two a second
+	l := &Lane{cfg: cfg, pacing: newPacing(cfg), queues: map[string]*merchantQueue{}}
+	timeout := &notification.Attempt{Reason: notification.ReasonResponseTimeout, Took: 10 * time.Second}
+	answer := &notification.Attempt{Reason: notification.ReasonAcknowledged, Took: 10 * time.Second}
+	var last time.Duration
+	for i := range 10 {
+		q := &merchantQueue{key: fmt.Sprint(i), pace: pace{width: newWidth(8, 64)}, wake: make(chan struct{}, 1)}
+		l.learn(q, timeout)
+		now := time.Now()
+		last = newPass(l, q, 1).again(now).Sub(now)
+		l.learn(q, answer)
+		if wait := newPass(l, q, 1).again(now).Sub(now); wait != 0 {
+			t.Errorf("a key that has answered waits %s", wait)
+		}
+	}
+	if last < 4*time.Second || last > 5*time.Second {
+		t.Errorf("the last of ten that timed out waits %s, want 4 to 5 s", last)
 	}
 }
