@@ -1,7 +1,7 @@
 package async
 
 import (
-	"fmt"
+	"strconv"
 	"testing"
 	"time"
 
@@ -140,7 +140,7 @@ func TestWhatTimedOutIsTriedAgainInTurn(t *testing.T) {
 	answer := &notification.Attempt{Reason: notification.ReasonAcknowledged, Took: 10 * time.Second}
 	var last time.Duration
 	for i := range 10 {
-		q := &merchantQueue{key: fmt.Sprint(i), pace: pace{width: newWidth(8, 64)}, wake: make(chan struct{}, 1)}
+		q := &merchantQueue{key: strconv.Itoa(i), pace: pace{width: newWidth(8, 64)}, wake: make(chan struct{}, 1)}
 		l.learn(q, timeout)
 		now := time.Now()
 		last = newPass(l, q, 1).again(now).Sub(now)
