@@ -12,12 +12,13 @@ import (
 type pace struct {
 	width      width
 	took       time.Duration // the last attempt
-	timedOut   bool          // it took that long, and had no answer
+	timedOut   bool          // it took longer than a while, and ended as too many do
 	stillSince time.Time     // when an attempt ended last, or the first of those in flight began
 }
 
-func (p *pace) learn(a *notification.Attempt, used bool, now time.Time) {
+func (p *pace) learn(a *notification.Attempt, used bool, while time.Duration, now time.Time) {
 	p.took, p.stillSince = a.Took, now
+	p.timedOut = a.Took > while && signOf(a.Reason) == tooMany
 	p.width.learn(a, used, now)
 }
 

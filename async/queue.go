@@ -246,8 +246,7 @@ func (l *Lane) learn(q *merchantQueue, a *notification.Attempt) {
 	q.ended[0]++
 	l.ended[0]++
 	if a != nil {
-		q.pace.learn(a, q.inFlight >= q.pace.width.cap(), time.Now())
-		q.pace.timedOut = a.Took > l.slowAfter() && signOf(a.Reason) == tooMany
+		q.pace.learn(a, q.inFlight >= q.pace.width.cap(), l.slowAfter(), time.Now())
 	}
 }
 

@@ -44,3 +44,32 @@ func TestSlowEndsTakeTurns(t *testing.T) {
 		}
 	})
 }
+
+// Deliver keeps to the turns: it looks after a slow attempt when one is free, and after a quick one at once.
+func TestDeliverTakesTurnsForSlowAttempts(t *testing.T) {
+	inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+		w.slowEnds = make(slowEnds, 1)
+		w.slowEnds <- struct{}{} // somebody has the only turn
+		slow := failed(notification.ReasonResponseTimeout)
+		slow.Took = 10 * time.Second
+		work, recorded := w.accepted(t, "slow"), make(chan struct{})
+		w.sends.answers(slow)
+		go func() {
+			defer close(recorded)
+			w.Deliver(t.Context(), work, func(error) {})
+		}()
+		synctest.Wait()
+		if w.sends.count() != 1 || w.log.index("recorded") >= 0 {
+			t.Fatalf("without a turn: %q", w.log.lines)
+		}
+		w.sends.answers(acknowledged())
+		if v, err := w.deliver(t, w.accepted(t, "quick")); err != nil || v.After.State != notification.StateDelivered {
+			t.Fatalf("a quick one beside it: %+v, %v", v.After, err)
+		}
+		<-w.slowEnds
+		<-recorded
+		if n, attempts := w.row(t, work.ID); n.State != notification.StateRetrying || len(attempts) != 1 {
+			t.Errorf("with its turn: %+v with %d attempts", n.Progress, len(attempts))
+		}
+	})
+}

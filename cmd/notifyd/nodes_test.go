@@ -27,7 +27,7 @@ func TestSeveralNodes(t *testing.T) {
 	cfg.Servers, cfg.Nodes, cfg.Rate = 3, 3, 40
 	r := chaos.Begin(t, cfg)
 	r.Share(10 * time.Second)
-	for _, f := range append(chaos.Several(), chaos.Clustered()...) {
+	for _, f := range append(append(chaos.Several(), chaos.OneBlind()), chaos.Clustered()...) {
 		r.Do(f, 2*time.Second)
 	}
 	r.Share(20 * time.Second)

@@ -63,19 +63,27 @@ func (r *Run) Takeover(limit time.Duration) (took time.Duration, ok bool) {
 func (r *Run) Share(limit time.Duration) {
 	r.tb.Helper()
 	var owned map[string]int
-	shared := r.until(limit, func() bool {
-		owned = map[string]int{}
-		sum, least := 0, notification.Shards
-		for _, n := range r.Nodes {
-			owned[n.Name] = n.owned(r.tb)
-			sum, least = sum+owned[n.Name], min(least, owned[n.Name])
-		}
-		return sum == notification.Shards && least > 0
+	shared := r.until(limit, func() (shared bool) {
+		var least int
+		owned, least, shared = r.owned()
+		return shared && least > 0
 	})
 	r.tb.Logf("shards: %v", owned)
 	if !shared {
 		r.History.Broken("the shards are not shared after %s: %v", limit, owned)
 	}
+}
+
+// owned is how many shards each node says are its own, the least of them, and whether each shard is one node's.
+func (r *Run) owned() (by map[string]int, least int, all bool) {
+	r.tb.Helper()
+	by, least = map[string]int{}, notification.Shards
+	sum := 0
+	for _, n := range r.Nodes {
+		by[n.Name] = n.owned(r.tb)
+		sum, least = sum+by[n.Name], min(least, by[n.Name])
+	}
+	return by, least, sum == notification.Shards
 }
 
 var shardsOwned = regexp.MustCompile(`(?m)^notifyd_shards_owned (\d+)$`)

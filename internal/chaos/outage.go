@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"notifyd/internal/scenario"
-	"notifyd/notification"
 )
 
 // slowness is what a query takes on a Postgres that is slow.
@@ -92,7 +91,7 @@ func Outages() []Fault {
 		start("start: postgres away, no settings", postgresLinks, (*Node).forgetSettings),
 		start("start: nats away", natsLinks, nil),
 		start("start: both away", bothLinks, nil),
-		handsOver(links("one of them: postgres cut off", oneNode(postgresLinks), cut)),
+		OneBlind(),
 		links("one of them: nats cut off", oneNode(natsLinks), cut),
 	}
 }
@@ -129,8 +128,9 @@ func links(name string, of func(*Run, []*Node) []*scenario.Link, do func(testing
 	}}
 }
 
-// handsOver expects of a fault of one of several nodes that the others take over its shards, while it goes on accepting.
-func handsOver(f Fault) Fault {
+// OneBlind cuts Postgres off from one node. Where there are others they take over its shards, while it goes on accepting.
+func OneBlind() Fault {
+	f := links("one of them: postgres cut off", oneNode(postgresLinks), func(tb testing.TB, l *scenario.Link) { tb.Helper(); l.Cut(tb) })
 	return Fault{f.Name, func(tb testing.TB, r *Run) func() {
 		tb.Helper()
 		heal := f.Hurt(tb, r)
@@ -138,14 +138,11 @@ func handsOver(f Fault) Fault {
 			return heal
 		}
 		began := time.Now()
-		owned := map[string]int{}
+		var owned map[string]int
 		none := func() bool {
-			sum, least := 0, notification.Shards
-			for _, n := range r.Nodes {
-				owned[n.Name] = n.owned(tb)
-				sum, least = sum+owned[n.Name], min(least, owned[n.Name])
-			}
-			return sum == notification.Shards && least == 0
+			by, least, all := r.owned()
+			owned = by
+			return all && least == 0
 		}
 		if !r.until(takeoverBound, none) {
 			r.History.Broken("one node cannot ask the ledger, and after %s the shards are %v", takeoverBound, owned)
