@@ -175,7 +175,9 @@ func (c *conditions) states(states []notification.State) {
 	}
 }
 
-// listQuery builds the statement; each value but states is a parameter.
+// listQuery builds the statement; each value but states is a parameter. A batch comes in a burst: where it is half of a
+// day, Postgres expects every second row by time to be one of it, and reads past all that came after the burst. So the
+// batch is a span of one value and first in the order, which its own index has and none of time alone.
 func listQuery(f Filter, named *rowKeys, limit int, after Cursor) (string, []any) {
 	from := "notifications n"
 	c := &conditions{}
@@ -188,11 +190,16 @@ func listQuery(f Filter, named *rowKeys, limit int, after Cursor) (string, []any
 		{"merchant_id", f.MerchantID},
 		{"order_id", f.OrderID},
 		{"scene", f.Scene},
-		{"batch_id", f.BatchID},
 		{"source", f.Source},
 		{"reason", string(f.Reason)},
 	} {
 		c.equal(column.name, column.value)
+	}
+	place, placeOf := "n.accepted_at, n.id", ""
+	if f.BatchID != "" {
+		batch := c.arg(f.BatchID)
+		c.add("n.batch_id >= " + batch + " and n.batch_id <= " + batch + " and n.batch_id <> ''")
+		place, placeOf = "n.batch_id, "+place, batch+", "
 	}
 	c.states(f.States)
 	if !f.From.IsZero() {
@@ -203,12 +210,12 @@ func listQuery(f Filter, named *rowKeys, limit int, after Cursor) (string, []any
 	}
 	if !after.IsZero() {
 		at, id := c.arg(after.AcceptedAt), c.arg([16]byte(after.ID))
-		c.add("(n.accepted_at, n.id) < (" + at + ", " + id + ")")
+		c.add("(" + place + ") < (" + placeOf + at + ", " + id + ")")
 		c.add("n.accepted_at <= " + at) // lets whole days be left out
 	}
 	sql := `select ` + readNotification + ` from ` + from
 	if len(c.where) > 0 {
 		sql += ` where ` + strings.Join(c.where, " and ")
 	}
-	return sql + ` order by n.accepted_at desc, n.id desc limit ` + strconv.Itoa(limit), c.args
+	return sql + ` order by ` + strings.ReplaceAll(place, ",", " desc,") + ` desc limit ` + strconv.Itoa(limit), c.args
 }

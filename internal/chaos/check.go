@@ -152,7 +152,7 @@ func (c *check) notification(s *Submitted) {
 func (c *check) examine(s *Submitted) {
 	requests, found := c.byID[s.ID], c.found.Notifications[s.ID]
 	acknowledged := slices.ContainsFunc(requests, Request.acknowledged)
-	_, anew := c.h.anew[s.ID]
+	at, anew := c.takenForNew(s, requests)
 	for _, r := range requests {
 		if r.Body != s.Body && !anew {
 			c.wrong("%s: attempt %d carried other bytes than were submitted", s.ID, r.Number)
@@ -162,7 +162,7 @@ func (c *check) examine(s *Submitted) {
 		c.r.Accepted++
 		c.standing(s, found, acknowledged)
 	}
-	if at, anew := c.h.anew[s.ID]; anew {
+	if anew {
 		if c.blind(at) { // P4: it is told twice, or what came second is in quarantine
 			c.r.Anew++
 			return
@@ -177,6 +177,27 @@ func (c *check) examine(s *Submitted) {
 	}
 	c.rows(s, requests, found.Attempts)
 	c.repeats(s, requests, found.Attempts)
+}
+
+// takenForNew is when an id that was accepted was taken for new: its submitter was told, or was not told anything and
+// the merchant saw a first attempt once more.
+func (c *check) takenForNew(s *Submitted, requests []Request) (time.Time, bool) {
+	if at, told := c.h.anew[s.ID]; told {
+		return at, true
+	}
+	firsts := 0
+	for _, r := range requests {
+		if r.Number != 1 {
+			continue
+		}
+		firsts++
+		if firsts > 1 && slices.ContainsFunc(c.h.again[s.ID], func(asked time.Time) bool {
+			return !r.At.Before(asked) && r.At.Before(asked.Add(answerBound)) && c.blind(r.At)
+		}) {
+			return r.At, true
+		}
+	}
+	return time.Time{}, false
 }
 
 // blind reports whether a node could not know at an instant what others had accepted.

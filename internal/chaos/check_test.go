@@ -65,6 +65,11 @@ func (c *told) killed(at float64) {
 	c.h.Hurt(chaos.Incident{What: "kill -9", From: when, To: when.Add(time.Second)})
 }
 
+func (c *told) blind(at float64) {
+	when := c.began.Add(time.Duration(at * float64(time.Second)))
+	c.h.Hurt(chaos.Incident{What: "postgres away", From: when, To: when.Add(2 * time.Second), Blind: true})
+}
+
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	auto, resend := notifydv1.Trigger_TRIGGER_AUTO, notifydv1.Trigger_TRIGGER_RESEND
@@ -106,6 +111,23 @@ func TestCheck(t *testing.T) {
 			c.row(1, unconfirmed, "interrupted", 0, auto)
 			c.once(2, 2, auto)
 			c.killed(60)
+		}},
+		"told again as if new": {wrong: "two requests say that they are attempt 1", repeats: 1, happens: func(c *told) {
+			c.once(1, 1, auto)
+			c.request(1, 200, 5)
+			c.blind(4)
+		}},
+		"taken for new by who could not know, and nobody heard": {happens: func(c *told) {
+			c.once(1, 1, auto)
+			c.h.AskedAgain("id", c.began.Add(4*time.Second))
+			c.request(1, 200, 5)
+			c.blind(4)
+		}},
+		"told again long after it was submitted again": {wrong: "two requests say that they are attempt 1", repeats: 1, happens: func(c *told) {
+			c.once(1, 1, auto)
+			c.h.AskedAgain("id", c.began.Add(-4*time.Second))
+			c.request(1, 200, 5)
+			c.blind(4)
 		}},
 		"resent without being asked": {wrong: "resent 1 times, asked for 0 times", happens: func(c *told) {
 			c.once(1, 1, auto)

@@ -63,18 +63,19 @@ type History struct {
 	arrived   map[string]int // requests by id, those that are not answered yet included
 	highest   map[string]int // number of an attempt, by id
 	incidents []Incident
-	delivered map[string]time.Time // when it was first seen as delivered
-	refused   map[string]int       // answers by code, "none" among them
-	broken    []string             // what was seen to be wrong at once
-	reopened  []reopening          // what was not shown as delivered any more
-	anew      map[string]time.Time // when an id that was accepted was taken for new
-	limits    map[string]int       // requests at once that a merchant takes
-	from, to  time.Time            // of the load
+	delivered map[string]time.Time   // when it was first seen as delivered
+	refused   map[string]int         // answers by code, "none" among them
+	broken    []string               // what was seen to be wrong at once
+	reopened  []reopening            // what was not shown as delivered any more
+	anew      map[string]time.Time   // when an id that was accepted was taken for new
+	again     map[string][]time.Time // when an id that was accepted was submitted again, and nobody heard that it was accepted
+	limits    map[string]int         // requests at once that a merchant takes
+	from, to  time.Time              // of the load
 }
 
 // NewHistory is empty.
 func NewHistory() *History {
-	return &History{submitted: map[string]*Submitted{}, delivered: map[string]time.Time{}, refused: map[string]int{}, limits: map[string]int{}, anew: map[string]time.Time{}, arrived: map[string]int{}, highest: map[string]int{}, from: time.Now()}
+	return &History{submitted: map[string]*Submitted{}, delivered: map[string]time.Time{}, refused: map[string]int{}, limits: map[string]int{}, anew: map[string]time.Time{}, again: map[string][]time.Time{}, arrived: map[string]int{}, highest: map[string]int{}, from: time.Now()}
 }
 
 // Limit is told how many requests at once a merchant takes.
@@ -153,6 +154,14 @@ func (h *History) Broken(format string, args ...any) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.broken = append(h.broken, fmt.Sprintf(format, args...))
+}
+
+// AskedAgain is told of an id that was accepted and was submitted again, without an answer that says so: it may have been
+// refused, or taken for new without anybody hearing of it.
+func (h *History) AskedAgain(id string, asked time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.again[id] = append(h.again[id], asked)
 }
 
 // TakenForNew is told of an id that was accepted, and accepted again without a word of it.

@@ -242,6 +242,7 @@ func (c *caller) submitAgain(ctx context.Context) {
 	n, asked := c.old(), time.Now()
 	switch r := c.call(ctx, []*notifydv1.Notification{n})[0]; {
 	case r.GetResponse() == nil:
+		c.history.AskedAgain(idOf(n), asked)
 		c.refused(n, r.GetError())
 	case !r.GetResponse().Duplicate:
 		c.history.TakenForNew(idOf(n))
@@ -254,13 +255,15 @@ func (c *caller) submitAgain(ctx context.Context) {
 func (c *caller) submitOther(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerBound)
 	defer cancel()
-	was := c.old()
+	was, asked := c.old(), time.Now()
 	other := &notifydv1.Notification{
 		Source: was.Source, RequestId: was.RequestId, MerchantId: was.MerchantId, Scene: was.Scene, EventType: was.EventType,
 		OrderId: was.OrderId, OrderStatus: was.OrderStatus, Terminal: true, Payload: `{"other":` + strconv.Itoa(c.random.IntN(1000)) + `}`, Amount: was.Amount,
 	}
 	if r := c.call(ctx, []*notifydv1.Notification{other})[0]; r.GetResponse() != nil {
 		c.history.TakenForNew(idOf(was))
+	} else {
+		c.history.AskedAgain(idOf(was), asked)
 	}
 }
 
