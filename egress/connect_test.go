@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -332,6 +333,17 @@ func TestSendTLS(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A merchant that misses our certificate may close while the request is still being written: what its alert says goes
+// before how the connection broke.
+func TestSendHearsTheAlertOfAMerchantThatCloses(t *testing.T) {
+	t.Parallel()
+	cert, roots := certificate(t)
+	m := play(t, overTLS(&tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAnyClientCert}, (*side).hold))
+	c := newClient(t, func(c *Config) { c.Roots = roots })
+	large := bytes.Repeat([]byte("x"), 8<<20) // more than fits between the two
+	check(t, c.Send(t.Context(), callTo("https://"+m.addr, large)), want{notification.OutcomeRetryable, notification.ReasonTLSFailure, 1})
 }
 
 // HTTP/1.1 also where the merchant would speak HTTP/2.

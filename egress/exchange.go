@@ -93,7 +93,7 @@ func (l *leg) roundTrip(c *Client, o *order) (*http.Response, error) {
 	}
 	resp, err := l.readHead()
 	switch {
-	case err != nil && written != nil:
+	case err != nil && written != nil && tlsFault(err) == 0: // an alert says why the merchant closed
 		return nil, l.timely(written)
 	case err != nil && head.Before(l.end) && errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, errNoFirstByte

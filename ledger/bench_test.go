@@ -92,6 +92,53 @@ func BenchmarkClaim(b *testing.B) {
 	}
 }
 
+// BenchmarkFew writes what a call waits for, a few at a time as they come together in the sync lane: what a transaction
+// costs beside its rows. Nothing lingers.
+func BenchmarkFew(b *testing.B) {
+	for _, few := range []int{1, 5, 20} {
+		reservations := make([]ledger.Reservation, few)
+		b.Run(fmt.Sprintf("reserve %d", few), func(b *testing.B) {
+			benchmarkFew(b, few, func(l *ledger.Postgres, _ []ledger.Record, list []*notification.Notification) {
+				for i, n := range list {
+					reservations[i] = ledger.Reservation{ID: n.ID, Digest: n.Digest, AcceptedAt: n.AcceptedAt}
+				}
+				if _, err := l.Reserve(b.Context(), reservations); err != nil {
+					b.Fatal(err)
+				}
+			})
+		})
+		b.Run(fmt.Sprintf("record %d", few), func(b *testing.B) {
+			benchmarkFew(b, few, func(l *ledger.Postgres, records []ledger.Record, _ []*notification.Notification) { mustRecord(b, l, records) })
+		})
+	}
+}
+
+func benchmarkFew(b *testing.B, few int, write func(*ledger.Postgres, []ledger.Record, []*notification.Notification)) {
+	b.Helper()
+	benched = ownServer(b)
+	l := openLedger(b, ledger.Config{URL: benched.URL(), Linger: -1})
+	list, records := benchRecords(0)
+	at := 0
+	next := func() int {
+		from := at
+		at = (at + few) % (benchRows - few) // a benchmark that outlasts them writes some again
+		return from
+	}
+	for range 100 { // connections, plans and the day's tables
+		i := next()
+		write(l, records[i:i+few], list[i:i+few])
+	}
+	before, writes := cpu(b), 0
+	for b.Loop() {
+		i := next()
+		write(l, records[i:i+few], list[i:i+few])
+		writes++
+	}
+	after := cpu(b)
+	b.ReportMetric(float64((after.own-before.own).Microseconds())/float64(writes), "client-µs/write")
+	b.ReportMetric(float64((after.server-before.server).Microseconds())/float64(writes), "postgres-µs/write")
+}
+
 func benchServer(b *testing.B) *ledger.Postgres {
 	b.Helper()
 	benched = ownServer(b)

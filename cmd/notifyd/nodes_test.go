@@ -40,7 +40,7 @@ func TestSeveralNodes(t *testing.T) {
 // asked twice at once.
 func TestOperatorsAtAnyNode(t *testing.T) {
 	t.Parallel()
-	s := newStack(t, "")
+	s := newStack(t, "dispatcher: {gate: {open_for: 300ms, open_at_most: 300ms}}") // merchants that fail at first open breakers
 	nodes := []*world{s.node("a", ""), s.node("b", "")}
 	m, watch := scenario.NewMerchant(t), &twice{ctx: t.Context(), asked: map[string][]time.Time{}, now: map[string]int{}}
 	m.Answer(watch.answer)
