@@ -108,7 +108,9 @@ func BenchmarkFew(b *testing.B) {
 			})
 		})
 		b.Run(fmt.Sprintf("record %d", few), func(b *testing.B) {
-			benchmarkFew(b, few, func(l *ledger.Postgres, records []ledger.Record, _ []*notification.Notification) { mustRecord(b, l, records) })
+			benchmarkFew(b, few, func(l *ledger.Postgres, records []ledger.Record, _ []*notification.Notification) {
+				mustRecord(b, l, records)
+			})
 		})
 	}
 }
