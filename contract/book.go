@@ -3,11 +3,14 @@ package contract
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
+	"weak"
 
 	"notifyd/contract/answer"
 	"notifyd/contract/sign"
@@ -29,6 +32,9 @@ type Book struct {
 
 	mu    sync.RWMutex
 	pages map[place]*page
+	// compiled are contracts by their settings, as long as a page has them: most merchants have the settings of many others,
+	// and each would hold four kilobytes.
+	compiled map[string]weak.Pointer[Contract]
 }
 
 // place is whose contract it is: scenes may have an acknowledgement of their own.
@@ -47,7 +53,7 @@ type page struct {
 
 // NewBook returns an empty book.
 func NewBook(ring KeyRing, pool *sign.Pool) *Book {
-	return &Book{ring: ring, pool: pool, pages: map[place]*page{}}
+	return &Book{ring: ring, pool: pool, pages: map[place]*page{}, compiled: map[string]weak.Pointer[Contract]{}}
 }
 
 // page is the compiled contract of a merchant as a scene sees it. Settings without a version are compiled each time.
@@ -60,7 +66,7 @@ func (b *Book) page(m *merchant.Merchant, scene string) (*page, error) {
 	p := b.pages[at]
 	b.mu.RUnlock()
 	if p == nil || p.version != m.Version || m.Version == 0 {
-		p = newPage(m)
+		p = b.newPage(m)
 		b.mu.Lock()
 		b.pages[at] = p
 		b.mu.Unlock()
@@ -68,9 +74,9 @@ func (b *Book) page(m *merchant.Merchant, scene string) (*page, error) {
 	return p, p.err
 }
 
-func newPage(m *merchant.Merchant) *page {
+func (b *Book) newPage(m *merchant.Merchant) *page {
 	p := &page{version: m.Version}
-	if p.contract, p.err = Compile(m.Contract); p.err != nil { // stored by a version that knows more, or was less strict
+	if p.contract, p.err = b.compile(m.Contract); p.err != nil { // stored by a version that knows more, or was less strict
 		p.err = fmt.Errorf("%w: %w", ErrSettings, p.err)
 		return p
 	}
@@ -80,6 +86,42 @@ func newPage(m *merchant.Merchant) *page {
 		p.err = fmt.Errorf("%w: %w", ErrNoKey, err)
 	}
 	return p
+}
+
+// compile shares a contract among those with equal settings.
+func (b *Book) compile(settings merchant.Contract) (*Contract, error) {
+	text, err := json.Marshal(settings)
+	if err != nil {
+		return nil, err
+	}
+	key := string(text)
+	if c := b.known(key); c != nil {
+		return c, nil
+	}
+	c, err := Compile(settings)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.compiled[key] = weak.Make(c)
+	runtime.AddCleanup(c, b.forget, key)
+	return c, nil
+}
+
+func (b *Book) known(key string) *Contract {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.compiled[key].Value()
+}
+
+// forget drops a contract that no page has any more; another one with its settings may have been compiled since.
+func (b *Book) forget(key string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.compiled[key].Value() == nil {
+		delete(b.compiled, key)
+	}
 }
 
 // inlineKeys are the secrets within a merchant's settings, the newest first.

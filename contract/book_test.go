@@ -391,3 +391,30 @@ func TestUnsignedAnswersCostNothing(t *testing.T) {
 		t.Errorf("%v allocations", allocations)
 	}
 }
+
+// TestEqualSettingsShareAContract: ten thousand merchants with the profile's settings are one contract in memory; one that
+// changes its settings changes nobody else's.
+func TestEqualSettingsShareAContract(t *testing.T) {
+	t.Parallel()
+	book := contract.NewBook(ring(t), sign.NewPool(1))
+	told := contract.Told{Notification: &notification.Notification{Scene: "payout"}, At: at}
+	rule := func(id string, version int64, body string) *answer.Acknowledgement {
+		m := &merchant.Merchant{ID: id, Version: version, Secrets: merchant.Secrets{SigningSecret: whsec}}
+		m.Contract.Acknowledgement.BodyExact = body
+		got := book.Acknowledgement(m, told)
+		if got == nil {
+			t.Fatalf("%s has no contract", id)
+		}
+		return got
+	}
+	a, b := rule("a", 1, ""), rule("b", 1, "")
+	if a != b {
+		t.Error("two merchants with equal settings have a contract each")
+	}
+	if changed := rule("a", 2, "OK"); changed == a || changed == rule("b", 1, "") {
+		t.Error("changed settings have the contract of those before")
+	}
+	if back := rule("a", 3, ""); back != rule("b", 1, "") {
+		t.Error("settings that are equal again have a contract of their own")
+	}
+}

@@ -98,7 +98,7 @@ func CheckURL(raw string, policy merchant.URLPolicy, defaultURL string, guard Gu
 	if len(policy.Ports) > 0 && !slices.Contains(policy.Ports, to.port) {
 		return &URLError{Rule: URLPortNotAllowed}
 	}
-	if !hostAllowed(to.name, policy.Hosts, defaultURL) {
+	if isDefault := raw == defaultURL && len(policy.Hosts) == 0; !isDefault && !hostAllowed(to.name, policy.Hosts, defaultURL) {
 		return &URLError{Rule: URLHostNotAllowed, Host: to.name}
 	}
 	return nil

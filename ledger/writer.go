@@ -202,7 +202,7 @@ func takeNow(lane <-chan *pending) (p *pending, open bool) {
 }
 
 // patientTimes is how many lingers a record waits for company that nobody waits for.
-const patientTimes = 3
+const patientTimes = 12
 
 // linger is how long a batch waits for company.
 type linger struct {
