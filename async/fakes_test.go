@@ -102,7 +102,7 @@ func (e *engine) shut(reason notification.Reason) {
 	}
 }
 
-func (e *engine) Deliver(ctx context.Context, w notification.Work, settled func(error)) notification.Verdict {
+func (e *engine) Deliver(ctx context.Context, w notification.Work, begin func(), settled func(error)) notification.Verdict {
 	deferral := func(reason notification.Reason, until time.Time) notification.Verdict {
 		n := *w.Notification
 		n.Defer(reason, now())
@@ -131,6 +131,9 @@ func (e *engine) Deliver(ctx context.Context, w notification.Work, settled func(
 		case verdict == ledger.ClaimGrantedAfterLapse:
 			w.Interrupted = true
 		}
+	}
+	if begin != nil {
+		begin()
 	}
 	e.mu.Lock()
 	e.sent = append(e.sent, sent{w.RequestID, w.Interrupted, w.Claim, w.SecondCopy})

@@ -26,9 +26,10 @@ import (
 
 // Deliverer makes attempts.
 type Deliverer interface {
-	// Deliver makes one attempt now, or says why not. Unless the verdict is Deferred, settled is called once, when what
-	// followed is durable.
-	Deliver(ctx context.Context, w notification.Work, settled func(error)) notification.Verdict
+	// Deliver makes one attempt now, or says why not. begin, unless nil, is waited for between the permission and the
+	// request, and not called without a request. Unless the verdict is Deferred, settled is called once, when what followed
+	// is durable.
+	Deliver(ctx context.Context, w notification.Work, begin func(), settled func(error)) notification.Verdict
 }
 
 // Memory is what the lane asks of the ledger.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -122,6 +123,64 @@ func TestDrainAsksOnceAndWaits(t *testing.T) {
 	}
 	n.shut("")
 	scenario.Within(t, 10*time.Second, "all are delivered", func() bool { return n.count() == 50 && n.empty(t, envelope.MerchantStream) })
+}
+
+// While the slots of a merchant that answers are taken, as many again have their claims and wait: a claim takes as long as
+// the ledger takes. The merchant never sees more than its cap.
+func TestDrainClaimsAhead(t *testing.T) {
+	const slots, free, all = 3, 6, 40
+	n := newNode(t)
+	n.cap = slots
+	l := n.lane(t, false)
+	run(t, l, time.Second)
+	n.shut(notification.ReasonMerchantPaused)
+	works := n.inTurn(t, l, 0, all)
+	scenario.Within(t, 10*time.Second, "they rest", func() bool { return n.stored(t, envelope.MerchantStream).Msgs == all })
+	var asked, begun, under, most atomic.Int32
+	release := make(chan struct{})
+	n.mu.Lock()
+	n.gate = func(notification.Work) (notification.Reason, time.Time) { asked.Add(1); return "", time.Time{} }
+	n.sending = func(notification.Work) {
+		if now := under.Add(1); now > most.Load() {
+			most.Store(now)
+		}
+		if begun.Add(1) > free { // enough were let through before
+			<-release
+		}
+		under.Add(-1)
+	}
+	n.mu.Unlock()
+	l.Wake("k")
+	scenario.Within(t, 5*time.Second, "all slots are taken, and as many wait for one", func() bool { return asked.Load() == free+2*slots && under.Load() == slots })
+	staysFor(t, 100*time.Millisecond, "nobody else asks, or is sent", func() bool { return asked.Load() == free+2*slots && under.Load() == slots })
+	close(release)
+	scenario.Within(t, 10*time.Second, "all are delivered", func() bool { return n.count() == all && n.empty(t, envelope.MerchantStream) && !l.isResting("k") })
+	if most.Load() > slots {
+		t.Errorf("%d at once, for a merchant that takes %d", most.Load(), slots)
+	}
+	once(t, n, works)
+}
+
+func TestWhoClaimsAhead(t *testing.T) {
+	l := newNode(t).lane(t, false)
+	for name, c := range map[string]struct {
+		cap, ramp int
+		took      time.Duration
+		want      int
+	}{
+		"answers":                 {8, 8, 20 * time.Millisecond, 16},
+		"was just let through":    {8, 3, 20 * time.Millisecond, 3},
+		"is probed":               {8, 1, 0, 1},
+		"takes one at a time":     {1, 8, 20 * time.Millisecond, 1},
+		"is slow":                 {8, 8, 2 * time.Second, 8},
+		"is slow, and begins":     {8, 2, 2 * time.Second, 2},
+		"answers, and has ramped": {2, 100, 20 * time.Millisecond, 4},
+	} {
+		q := &merchantQueue{pace: pace{width: newWidth(c.cap, c.cap), took: c.took}}
+		if got := newPass(l, q, c.ramp).mayAsk(); got != c.want {
+			t.Errorf("a merchant that %s: %d may be under way, want %d", name, got, c.want)
+		}
+	}
 }
 
 // What piles up in process moves to the own queue and is delivered from there: nothing waits for long, nothing is lost.

@@ -25,17 +25,19 @@ type pass struct {
 	found   int           // what was read
 	tidied  time.Time     // when what is settled was last removed because of the time
 
-	mu       sync.Mutex
-	ready    []resting // read, or put back because of the rate; in order
-	ramp     int       // attempts at once, if the key may have as many: doubles with each round
-	inFlight int       // not settled
-	sending  int       // with a slot
-	left     int       // have left the queue
-	reason   notification.Reason
-	until    time.Time
-	notYet   time.Time // over rate until then
-	open     []uint64  // read and not settled, in order
-	done     []uint64  // settled and not removed
+	mu        sync.Mutex
+	ready     []resting       // read, or put back because of the rate; in order
+	ramp      int             // attempts at once, if the key may have as many: doubles with each round
+	inFlight  int             // not settled
+	asking    int             // begun without a slot: the gate is asked, or has said yes
+	sending   int             // with a slot
+	permitted []chan struct{} // those the gate has said yes to and that wait for a slot, in order
+	left      int             // have left the queue
+	reason    notification.Reason
+	until     time.Time
+	notYet    time.Time // over rate until then
+	open      []uint64  // read and not settled, in order
+	done      []uint64  // settled and not removed
 }
 
 func newPass(l *Lane, q *merchantQueue, ramp int) *pass {
@@ -146,15 +148,19 @@ func (p *pass) start(ctx context.Context, r resting) bool {
 		})
 	})
 	if !ok { // another copy is in hand: the next pass sees to it
-		p.giveBack()
+		p.end(false)
 		return true
 	}
 	p.mu.Lock()
 	p.inFlight++
 	p.mu.Unlock()
 	p.running.Go(func() {
-		deferred, verdict := p.attempt(ctx, p.q, &entry{Item: item})
-		p.giveBack()
+		sent := false
+		deferred, verdict := p.attempt(ctx, p.q, &entry{Item: item}, func() {
+			p.awaitSlot(ctx)
+			sent = true
+		})
+		p.end(sent)
 		if deferred {
 			p.hand.Leave(item, errStaysInOwnQueue)
 		} else {
@@ -205,13 +211,13 @@ func (p *pass) heed(r resting, deferred bool, verdict notification.Verdict) {
 	}
 }
 
-// awaitTurn waits until the next attempt may begin, and takes a slot for it. False: the pass is over.
+// awaitTurn waits until the gate may be asked for the next attempt. False: the pass is over.
 func (p *pass) awaitTurn(ctx context.Context, w notification.Work) bool {
 	at := p.turn(w, time.Now())
 	again := p.again(time.Now())
 	return p.wait(ctx, again, func() bool { return time.Now().Before(again) }) &&
 		p.awaitInstant(ctx, func() time.Time { return at }) && p.awaitInstant(ctx, p.overRateUntil) &&
-		p.wait(ctx, time.Time{}, func() bool { return !p.takeSlot() })
+		p.wait(ctx, time.Time{}, func() bool { return !p.ask() })
 }
 
 // turn is when the next may go out at the rate at which it is released. The merchant's own rate is the gate's to keep, over
@@ -258,17 +264,88 @@ func (p *pass) awaitInstant(ctx context.Context, instant func() time.Time) bool 
 	return p.wait(ctx, until, func() bool { return time.Now().Before(instant()) })
 }
 
-func (p *pass) takeSlot() bool {
+// ask notes that one more asks the gate, if it may.
+func (p *pass) ask() bool {
 	p.Lane.mu.Lock()
 	defer p.Lane.mu.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.sending >= p.ramp || p.q.inFlight >= p.capOf(p.q) {
+	if p.sending+p.asking >= p.mayAsk() {
 		return false
 	}
-	p.sending++
-	p.Lane.takeSlot(p.q)
+	p.asking++
 	return true
+}
+
+// quick is how fast a merchant answers of whose notifications some have their claim before there is a slot for them.
+const quick = time.Second
+
+// mayAsk is how many attempts may be under way, those without a slot included. A claim takes as long as the ledger takes, and
+// the slots of a merchant that answers are not to stand empty meanwhile: as many ask as send. One that is slow, or was only
+// just let through, would be sent them when nobody would ask for it any more; and one that takes one at a time gets them in
+// order. Both mu are held.
+func (p *pass) mayAsk() int {
+	most := p.capOf(p.q)
+	if most == 1 || p.ramp < most || p.q.pace.took > quick {
+		return min(p.ramp, most)
+	}
+	return 2 * most
+}
+
+// awaitSlot waits for a slot, behind those that were permitted before. It is granted in the end: the claim is taken.
+func (p *pass) awaitSlot(ctx context.Context) {
+	permitted := make(chan struct{})
+	p.mu.Lock()
+	p.permitted = append(p.permitted, permitted)
+	p.mu.Unlock()
+	p.grant()
+	select {
+	case <-permitted:
+	case <-ctx.Done(): // the lane stops, and the request ends at once
+		p.Lane.mu.Lock()
+		defer p.Lane.mu.Unlock()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if at := slices.Index(p.permitted, permitted); at >= 0 {
+			p.slot(at)
+		}
+	}
+}
+
+// grant gives the slots that there are.
+func (p *pass) grant() {
+	p.Lane.mu.Lock()
+	defer p.Lane.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for len(p.permitted) > 0 && p.q.inFlight < p.capOf(p.q) {
+		p.slot(0)
+	}
+}
+
+// slot gives one of the permitted its slot. Both mu are held.
+func (p *pass) slot(at int) {
+	close(p.permitted[at])
+	p.permitted = slices.Delete(p.permitted, at, at+1)
+	p.asking--
+	p.sending++
+	p.takeSlot(p.q)
+}
+
+// end notes that an attempt is over, or was none: sent says that it had a slot.
+func (p *pass) end(sent bool) {
+	p.Lane.mu.Lock()
+	p.mu.Lock()
+	if sent {
+		p.sending--
+		p.giveSlot(p.q)
+	} else {
+		p.asking--
+		p.q.nudge()
+	}
+	p.mu.Unlock()
+	p.Lane.mu.Unlock()
+	p.grant()
 }
 
 // letThrough notes that the gate lets the key's attempts through: others wait for nothing but those before them.
@@ -278,15 +355,6 @@ func (p *pass) letThrough() {
 	if p.q.reason != notification.ReasonQueued { // its own queue for good
 		p.q.reason = notification.ReasonBacklog
 	}
-}
-
-func (p *pass) giveBack() {
-	p.Lane.mu.Lock()
-	defer p.Lane.mu.Unlock()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.sending--
-	p.giveSlot(p.q)
 }
 
 // lookAgain is how long a pass waits at most before it looks for itself.
@@ -303,6 +371,7 @@ func (p *pass) wait(ctx context.Context, until time.Time, holds func() bool) boo
 		if !holds() {
 			return true
 		}
+		p.grant()
 		p.tidy(ctx)
 		pause := lookAgain
 		if !until.IsZero() {
@@ -336,6 +405,7 @@ func (p *pass) finish(ctx context.Context) {
 		if settled {
 			break
 		}
+		p.grant()
 		select {
 		case <-ctx.Done(): // the lane stops and the ledger does not answer
 		case <-p.q.wake:

@@ -171,7 +171,7 @@ func (l *Lane) queue(w notification.Work, limits Limits) *merchantQueue {
 // work makes attempts for one slot of a key until nothing waits.
 func (l *Lane) work(ctx context.Context, q *merchantQueue, e *entry) {
 	for e != nil {
-		if deferred, verdict := l.attempt(ctx, q, e); deferred && verdict.Reason == notification.ReasonInFlight {
+		if deferred, verdict := l.attempt(ctx, q, e, nil); deferred && verdict.Reason == notification.ReasonInFlight {
 			l.hand.Leave(e.Item, errInFlight) // of this one only: its message comes again, or its row is due again
 		} else if deferred {
 			l.mu.Lock()
@@ -219,8 +219,8 @@ func (l *Lane) forgetIdle(q *merchantQueue) {
 	}
 }
 
-// attempt delivers one item. When it was deferred, the item is queued again and is the caller's to place.
-func (l *Lane) attempt(ctx context.Context, q *merchantQueue, e *entry) (bool, notification.Verdict) {
+// attempt delivers one item; begin is Deliver's. When it was deferred, the item is queued again and is the caller's to place.
+func (l *Lane) attempt(ctx context.Context, q *merchantQueue, e *entry, begin func()) (bool, notification.Verdict) {
 	w, ok := e.Send()
 	if !ok { // taken back by a cancel, which settles it
 		return false, notification.Verdict{}
@@ -228,7 +228,7 @@ func (l *Lane) attempt(ctx context.Context, q *merchantQueue, e *entry) (bool, n
 	w.Claim = w.Claim || l.lapsed(e.from) || l.waitedLong(e.from) // another taker, or another copy, may have it too: the ledger decides
 	q.began.Store(time.Now().UnixNano())
 	q.sending.Add(1)
-	verdict := l.deliver.Deliver(ctx, w, func(err error) { l.hand.Leave(e.Item, err) })
+	verdict := l.deliver.Deliver(ctx, w, begin, func(err error) { l.hand.Leave(e.Item, err) })
 	q.sending.Add(-1)
 	l.learn(q, verdict.Attempt())
 	if verdict.Deferred {

@@ -18,9 +18,10 @@ import (
 	"notifyd/retry"
 )
 
-// Deliver is the way of every attempt; a first try, a retry and a resend differ only in the work they carry. Unless
-// the verdict is Deferred, settled is called once, when what followed is durable.
-func (d *Dispatcher) Deliver(ctx context.Context, w notification.Work, settled func(error)) notification.Verdict {
+// Deliver is the way of every attempt; a first try, a retry and a resend differ only in the work they carry. begin, unless
+// nil, is waited for between the gate's permission and the request, and not called without a request. Unless the verdict is
+// Deferred, settled is called once, when what followed is durable.
+func (d *Dispatcher) Deliver(ctx context.Context, w notification.Work, begin func(), settled func(error)) notification.Verdict {
 	m, known := d.settings(ctx, w)
 	if verdict, stopped := d.awaitTurn(ctx, w, m, settled); stopped {
 		return verdict
@@ -37,6 +38,9 @@ func (d *Dispatcher) Deliver(ctx context.Context, w notification.Work, settled f
 	if err := d.keepInterrupted(ctx, w, earlier); err != nil {
 		pass.learn(&notification.Attempt{Reason: notification.ReasonInternal})
 		return d.postpone(w, err)
+	}
+	if begin != nil {
+		begin()
 	}
 	attempt := d.send(ctx, w, m)
 	defer d.slowEnds.enter(&attempt)()

@@ -434,7 +434,7 @@ func TestShownWhileInHand(t *testing.T) {
 		w.sends.mu.Unlock()
 		done := make(chan notification.Verdict, 1)
 		go func() {
-			v := w.Deliver(ctx, sending, func(err error) { w.hand.Leave(item, err) })
+			v := w.Deliver(ctx, sending, nil, func(err error) { w.hand.Leave(item, err) })
 			item.Sent(v.After, v.Attempts)
 			done <- v
 		}()

@@ -417,7 +417,7 @@ func (w *world) deliver(t *testing.T, work notification.Work) (notification.Verd
 	t.Helper()
 	var mu sync.Mutex
 	calls, last := 0, error(nil)
-	verdict := w.Deliver(t.Context(), work, func(err error) {
+	verdict := w.Deliver(t.Context(), work, nil, func(err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		calls++

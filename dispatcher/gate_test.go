@@ -135,7 +135,7 @@ func TestHalfOpenLetsOneThrough(t *testing.T) {
 				w.sends.mu.Unlock()
 				probe := w.accepted(t, "probe")
 				done := make(chan notification.Verdict, 1)
-				go func() { done <- w.Deliver(t.Context(), probe, func(error) {}) }()
+				go func() { done <- w.Deliver(t.Context(), probe, nil, func(error) {}) }()
 				synctest.Wait()
 				for i := range 3 {
 					v, _ := w.deliver(t, w.accepted(t, fmt.Sprint("beside-", i)))

@@ -158,7 +158,7 @@ func TestStatsShowWhatIsOnTheWire(t *testing.T) {
 		}
 		w.sends.mu.Unlock()
 		work := w.accepted(t, "1")
-		go w.Deliver(t.Context(), work, func(error) {})
+		go w.Deliver(t.Context(), work, nil, func(error) {})
 		synctest.Wait()
 		if s := w.Stats(); s.Sending != 1 || s.Started != 1 {
 			t.Errorf("stats: %+v", s)

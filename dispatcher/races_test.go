@@ -225,7 +225,7 @@ func (r *race) bring(w notification.Work) {
 			<-settled
 			return
 		}
-		v := d.Deliver(r.t.Context(), work, func(err error) { d.hand.Leave(item, err) })
+		v := d.Deliver(r.t.Context(), work, nil, func(err error) { d.hand.Leave(item, err) })
 		if !v.Deferred {
 			item.Sent(v.After, v.Attempts)
 			if <-settled == nil {

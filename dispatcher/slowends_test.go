@@ -56,7 +56,7 @@ func TestDeliverTakesTurnsForSlowAttempts(t *testing.T) {
 		w.sends.answers(slow)
 		go func() {
 			defer close(recorded)
-			w.Deliver(t.Context(), work, func(error) {})
+			w.Deliver(t.Context(), work, nil, func(error) {})
 		}()
 		synctest.Wait()
 		if w.sends.count() != 1 || w.log.index("recorded") >= 0 {

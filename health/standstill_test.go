@@ -35,7 +35,7 @@ func (c *courier) shut(reason notification.Reason) {
 	c.reason = reason
 }
 
-func (c *courier) Deliver(ctx context.Context, w notification.Work, settled func(error)) notification.Verdict {
+func (c *courier) Deliver(ctx context.Context, w notification.Work, _ func(), settled func(error)) notification.Verdict {
 	c.mu.Lock()
 	reason := c.reason
 	c.mu.Unlock()

@@ -14,9 +14,9 @@ import (
 
 // Deliverer makes attempts.
 type Deliverer interface {
-	// Deliver makes one attempt now, or says why not. Unless the verdict is Deferred, settled is called once, when what
-	// followed is durable.
-	Deliver(ctx context.Context, w notification.Work, settled func(error)) notification.Verdict
+	// Deliver makes one attempt now, or says why not. begin, unless nil, is waited for between the permission and the
+	// request. Unless the verdict is Deferred, settled is called once, when what followed is durable.
+	Deliver(ctx context.Context, w notification.Work, begin func(), settled func(error)) notification.Verdict
 }
 
 // Net keeps a notification durable while the merchant is asked: it comes due again by itself if this process dies.
@@ -245,7 +245,7 @@ func (l *Lane) attempt(ctx context.Context, item *hand.Item, durable <-chan erro
 	if !ok { // P12: taken back by a cancel, which settles it; the claim refuses what the net brings
 		return notification.Verdict{Reason: notification.ReasonCanceled}, nil
 	}
-	verdict := l.deliver.Deliver(ctx, w, func(err error) { l.hand.Leave(item, err) })
+	verdict := l.deliver.Deliver(ctx, w, nil, func(err error) { l.hand.Leave(item, err) })
 	if verdict.Deferred {
 		l.hand.Leave(item, nil)
 		return verdict, nil

@@ -44,7 +44,7 @@ func (w *world) seen() []string {
 	return slices.Clone(w.log)
 }
 
-func (w *world) Deliver(ctx context.Context, work notification.Work, settled func(error)) notification.Verdict {
+func (w *world) Deliver(ctx context.Context, work notification.Work, _ func(), settled func(error)) notification.Verdict {
 	w.add("send")
 	var v notification.Verdict
 	if w.deliver != nil {

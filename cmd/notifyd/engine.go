@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"time"
@@ -454,9 +453,7 @@ func (e *engine) startAdmin(ctx context.Context, s stores, l *lanes, tally *heal
 	mux := http.NewServeMux()
 	e.monitor.Handle(mux)
 	mux.Handle("GET /metrics", shown.Handler())
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	serveProfiles(mux)
 	e.admin, err = e.serve(ctx, "admin", e.cfg.Admin.Listen, nil, mux)
 	return err
 }

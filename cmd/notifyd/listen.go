@@ -238,6 +238,7 @@ func (m *played) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler) // nobody waits for the answer: hang up
 	}
 	w.Header().Set("Content-Type", kind)
+	w.Header().Set("X-Content-Type-Options", "nosniff") // what was wrong may quote the request
 	w.WriteHeader(line.Status)
 	if line.Status != http.StatusNoContent && line.Status != http.StatusNotModified {
 		_, _ = io.WriteString(w, answer) // who hung up does not want it

@@ -312,17 +312,27 @@ func summary(rounds []round, n int) caseRow {
 // profileFor is how long the CPU profile lasts.
 const profileFor = 10 * time.Second
 
-// profile keeps what the engine's admin listener tells about where its time and its memory go.
+// waitingFor is how long it is recorded who waits for whom.
+const waitingFor = 3 * time.Second
+
+// profile keeps what the engine's admin listener tells about where its time and its memory go, and who waits for whom.
 func profile(ctx context.Context, admin, dir, name string) error {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return err
 	}
-	for what, query := range map[string]string{"cpu": "profile?seconds=" + strconv.Itoa(int(profileFor.Seconds())), "allocs": "allocs"} {
-		body, err := rig.Fetch(ctx, admin+"/debug/pprof/"+query)
+	for _, p := range []struct {
+		what string
+		span time.Duration
+	}{{"profile", profileFor}, {"mutex", waitingFor}, {"block", waitingFor}, {"allocs", 0}} { // the first before the others slow it down
+		query := ""
+		if p.span > 0 {
+			query = "?seconds=" + strconv.Itoa(int(p.span.Seconds()))
+		}
+		body, err := rig.Fetch(ctx, admin+"/debug/pprof/"+p.what+query)
 		if err != nil {
 			return err
 		}
-		if err := keep(body, filepath.Join(dir, name+"-"+what+".pprof")); err != nil {
+		if err := keep(body, filepath.Join(dir, name+"-"+p.what+".pprof")); err != nil {
 			return err
 		}
 	}
