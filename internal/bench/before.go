@@ -39,6 +39,9 @@ func fillLedger(ctx context.Context, e *rig.Engine, rows int) error {
 // restingEach is how many notifications wait in each own queue that rests.
 const restingEach = 10
 
+// restBound is longer than a thousand own queues take; a notification that went out instead would be waited for for ever.
+const restBound = 5 * time.Minute
+
 // rest gives paused merchants own queues.
 func (b *bench) rest(ctx context.Context) error {
 	if b.Queues == 0 {
@@ -56,6 +59,8 @@ func (b *bench) rest(ctx context.Context) error {
 	if _, err := b.load.Order(order); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, restBound)
+	defer cancel()
 	return rig.Until(ctx, 100*time.Millisecond, "the paused merchants' notifications rest", func() (bool, error) {
 		var have int
 		err := b.engine.DB.QueryRow(ctx, `select count(*) from notifications where resting and source = 'rest'`).Scan(&have)

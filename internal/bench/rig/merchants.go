@@ -5,10 +5,12 @@ import (
 	"net/http"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"connectrpc.com/connect"
 	"golang.org/x/sync/errgroup"
 
+	"notifyd/notification"
 	notifydv1 "notifyd/proto/notifyd/v1"
 	"notifyd/proto/notifyd/v1/notifydv1connect"
 )
@@ -67,12 +69,26 @@ func (c Merchants) merchant(i int) *notifydv1.Merchant {
 	return m
 }
 
-// Pause holds what comes for a class of merchants from now on.
+// Pause holds what comes for a class of merchants from now on, on all nodes.
 func (e *Engine) Pause(ctx context.Context, c Merchants) error {
 	client := notifydv1connect.NewMerchantServiceClient(&http.Client{}, e.Intakes[0])
 	for i := range c.Count {
 		req := &notifydv1.PauseMerchantRequest{Id: MerchantID(c.Class, i), Reason: "measuring what rests"}
 		if _, err := client.PauseMerchant(ctx, connect.NewRequest(req)); err != nil {
+			return err
+		}
+	}
+	last := MerchantID(c.Class, c.Count-1)
+	for _, intake := range e.Intakes {
+		node := notifydv1connect.NewNotificationServiceClient(&http.Client{}, intake)
+		err := Until(ctx, 20*time.Millisecond, "a node knows that "+last+" is paused", func() (bool, error) {
+			ask := &notifydv1.ExplainRequest{Notification: &notifydv1.Notification{
+				Source: "rig", RequestId: "1", MerchantId: last, Scene: "payout", EventType: "payment.succeeded", OrderId: "1", OrderStatus: "SUCCESS", Terminal: true, Payload: "{}",
+			}}
+			res, err := node.Explain(ctx, connect.NewRequest(ask))
+			return err == nil && res.Msg.Gate == string(notification.ReasonMerchantPaused), err
+		})
+		if err != nil {
 			return err
 		}
 	}
