@@ -107,8 +107,10 @@ func (d *Dispatcher) awaitTurn(ctx context.Context, w notification.Work, m *merc
 	}
 	turn, err := d.ledger.Turn(ctx, w.Notification)
 	switch {
-	case err != nil && w.Interrupted: // which no row says: the message is to come again
-		return d.postpone(w, err), true
+	case err != nil && w.Interrupted: // which no row says: the message is to come again, and others of its merchant go on
+		verdict := d.postpone(w, err)
+		verdict.Reason = notification.ReasonInFlight
+		return verdict, true
 	case err != nil: // for itself: others of its merchant go on
 		return d.wait(ctx, w, now.Add(nextLook(w.Notification, now)), settled), true
 	case !turn.SupersededBy.IsZero():

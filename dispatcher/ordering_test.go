@@ -138,6 +138,12 @@ func TestOrderWithoutTheLedger(t *testing.T) {
 		if w.memory.turns != 1 {
 			t.Errorf("the ledger was asked %d times whose turn it is", w.memory.turns)
 		}
+		// One that was in hand when the engine died, and has no row, waits in its message: it alone, not its merchant.
+		interrupted := works[0]
+		interrupted.Interrupted = true
+		if verdict, _ := w.deliver(t, interrupted); !verdict.Deferred || verdict.Reason != notification.ReasonInFlight {
+			t.Errorf("an interrupted one whose turn is not known: %+v", verdict)
+		}
 		w.memory.failLine = nil
 		if _, err := w.deliver(t, w.again(t, works[0])); err != nil || w.sends.count() != 2 {
 			t.Errorf("the ledger is back: %v, %d sent", err, w.sends.count())
