@@ -183,6 +183,38 @@ func TestWhoClaimsAhead(t *testing.T) {
 	}
 }
 
+// A merchant that begins to hang gets narrower with each round. Who has a claim by then goes on when one attempt ends, before
+// the claim lapses, and nobody is added to those before.
+func TestThePermittedWaitForOneAttempt(t *testing.T) {
+	const slots = 4
+	cfg := DefaultConfig()
+	l := &Lane{cfg: cfg, pacing: newPacing(cfg), queues: map[string]*merchantQueue{}}
+	q := &merchantQueue{key: "k", pace: pace{width: newWidth(slots, slots)}, wake: make(chan struct{}, 1)}
+	p := newPass(l, q, slots)
+	has := make(chan struct{}, 2*slots)
+	for range 2 * slots {
+		if !p.ask() {
+			t.Fatal("not as many may ask as have a slot")
+		}
+		go func() { p.awaitSlot(t.Context()); has <- struct{}{} }()
+	}
+	for range slots {
+		<-has
+	}
+	scenario.Within(t, 5*time.Second, "the others wait", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(p.permitted) == slots })
+	q.pace.width.wide = 1
+	for left := slots - 1; left >= 0; left-- {
+		p.end(true)
+		<-has
+		if len(p.permitted) != left || q.inFlight != slots {
+			t.Fatalf("%d wait and %d are sent, want %d and %d", len(p.permitted), q.inFlight, left, slots)
+		}
+	}
+	if p.ask() {
+		t.Error("one more asks, of a merchant that takes one now")
+	}
+}
+
 // What piles up in process moves to the own queue and is delivered from there: nothing waits for long, nothing is lost.
 func TestBacklogGoesThroughTheOwnQueue(t *testing.T) {
 	n := newNode(t)

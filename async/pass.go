@@ -292,7 +292,8 @@ func (p *pass) mayAsk() int {
 	return 2 * most
 }
 
-// awaitSlot waits for a slot, behind those that were permitted before. It is granted in the end: the claim is taken.
+// awaitSlot waits for a slot, behind those that were permitted before. It is granted in the end, as the claim is taken, and
+// before the claim lapses: it waits for the end of one attempt at most, see end.
 func (p *pass) awaitSlot(ctx context.Context) {
 	permitted := make(chan struct{})
 	p.mu.Lock()
@@ -332,13 +333,17 @@ func (p *pass) slot(at int) {
 	p.takeSlot(p.q)
 }
 
-// end notes that an attempt is over, or was none: sent says that it had a slot.
+// end notes that an attempt is over, or was none: sent says that it had a slot, which goes to the first of the permitted
+// even if the key may have fewer now. A merchant that begins to hang gets narrower with each round, and a claim lapses.
 func (p *pass) end(sent bool) {
 	p.Lane.mu.Lock()
 	p.mu.Lock()
 	if sent {
 		p.sending--
 		p.giveSlot(p.q)
+		if len(p.permitted) > 0 {
+			p.slot(0)
+		}
 	} else {
 		p.asking--
 		p.q.nudge()

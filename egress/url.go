@@ -98,7 +98,7 @@ func CheckURL(raw string, policy merchant.URLPolicy, defaultURL string, guard Gu
 	if len(policy.Ports) > 0 && !slices.Contains(policy.Ports, to.port) {
 		return &URLError{Rule: URLPortNotAllowed}
 	}
-	if isDefault := raw == defaultURL && len(policy.Hosts) == 0; !isDefault && !hostAllowed(to.name, policy.Hosts, defaultURL) {
+	if !hostAllowed(raw, to.name, policy.Hosts, defaultURL) {
 		return &URLError{Rule: URLHostNotAllowed, Host: to.name}
 	}
 	return nil
@@ -116,9 +116,9 @@ func (g Guard) checkHost(to target) error {
 	return nil
 }
 
-func hostAllowed(name string, hosts []string, defaultURL string) bool {
+func hostAllowed(raw, name string, hosts []string, defaultURL string) bool {
 	if len(hosts) == 0 {
-		if defaultURL == "" {
+		if defaultURL == "" || raw == defaultURL { // almost always; parsing it again costs 2 % of a submission in a batch
 			return true
 		}
 		own, err := parseURL(defaultURL)

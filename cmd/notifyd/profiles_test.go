@@ -3,21 +3,14 @@ package main
 import (
 	"net/http"
 	"net/http/httptest"
-	"sync"
 	"testing"
-	"time"
 )
 
 // Contention is recorded while somebody asks for it, and by one at a time.
 func TestContentionIsRecordedOnDemand(t *testing.T) {
 	t.Parallel()
-	var mu sync.Mutex
-	var said []int
-	c := &contention{name: "mutex", record: func(on int) {
-		mu.Lock()
-		defer mu.Unlock()
-		said = append(said, on)
-	}}
+	said := make(chan int, 2)
+	c := &contention{name: "mutex", record: func(on int) { said <- on }}
 	ask := func(query string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
 		c.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/debug/pprof/mutex"+query, nil))
@@ -30,11 +23,8 @@ func TestContentionIsRecordedOnDemand(t *testing.T) {
 	}
 	first := make(chan *httptest.ResponseRecorder, 1)
 	go func() { first <- ask("?seconds=2") }()
-	for recording := false; !recording; {
-		mu.Lock()
-		recording = len(said) == 1
-		mu.Unlock()
-		time.Sleep(time.Millisecond)
+	if on := <-said; on != 1 {
+		t.Errorf("recording begins with %d", on)
 	}
 	if w := ask("?seconds=1"); w.Code != http.StatusConflict {
 		t.Errorf("a second one meanwhile: %d %s", w.Code, w.Body)
@@ -42,7 +32,7 @@ func TestContentionIsRecordedOnDemand(t *testing.T) {
 	if w := <-first; w.Code != http.StatusOK || w.Body.Len() == 0 {
 		t.Errorf("the first one: %d, %d bytes", w.Code, w.Body.Len())
 	}
-	if len(said) != 2 || said[0] != 1 || said[1] != 0 {
-		t.Errorf("recording was set to %v, want on and off", said)
+	if off := <-said; off != 0 {
+		t.Errorf("recording ends with %d", off)
 	}
 }

@@ -72,7 +72,7 @@ func main() {
 	flag.StringVar(&s.cases, "cases", "batch,unary,sync", "what to measure, separated by commas, or all: "+caseNames())
 	flag.StringVar(&s.args, "args", "", "further arguments of the engine, separated by spaces")
 	flag.StringVar(&s.binary, "binary", "", "the engine, built already; empty: build it")
-	flag.StringVar(&s.profiles, "profiles", "", "a folder for the engine's profiles: CPU while it is measured, allocations since its start")
+	flag.StringVar(&s.profiles, "profiles", "", "a folder for the engine's profiles: CPU while it is measured, then who waits for whom, and allocations since its start")
 	flag.StringVar(&s.json, "json", "", "a file for the results")
 	flag.BoolVar(&s.latency, "latency", false, "measure latency at fixed offered rates instead")
 	flag.StringVar(&s.rates, "rates", "100,1000,5000", "with --latency: notifications a second; from 5,000 on in batches of 10")
