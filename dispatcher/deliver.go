@@ -33,7 +33,10 @@ func (d *Dispatcher) Deliver(ctx context.Context, w notification.Work, begin fun
 	if pass.kind != granted {
 		return d.stop(ctx, w, pass, settled)
 	}
-	before, earlier := d.resume(w, pass)
+	before, earlier := w.Notification, []notification.Attempt(nil)
+	if pass.interrupted {
+		before, earlier = d.resume(w, pass)
+	}
 	w.Notification, w.HasRow = before, w.HasRow || w.Claim // a claim that is granted has a row
 	if err := d.keepInterrupted(ctx, w, earlier); err != nil {
 		pass.learn(&notification.Attempt{Reason: notification.ReasonInternal})
@@ -168,7 +171,7 @@ func (d *Dispatcher) settings(ctx context.Context, w notification.Work) (m *merc
 	return m.ForScene(w.Scene), true
 }
 
-// resume is the notification as its attempt begins: the deferral is over, and an attempt that left no outcome is on record.
+// resume is a copy of the notification that an attempt, or its end, goes on from: one that left no outcome is on record.
 func (d *Dispatcher) resume(w notification.Work, pass permission) (*notification.Notification, []notification.Attempt) {
 	n := *w.Notification
 	if !pass.interrupted {
@@ -228,26 +231,24 @@ func (d *Dispatcher) remember(ctx context.Context, w notification.Work, after *n
 		record.Hold = &ledger.Hold{By: d.run}
 	}
 	d.record(ctx, record, func(err error) {
-		next := *after
+		next := after
 		if isQuarantined(err) { // no row will bring it back: the schedule must, as late as it can
-			next.NextAt, err = d.delay.Latest(next.NextAt, d.now()), nil
+			late := *after
+			late.NextAt = d.delay.Latest(after.NextAt, d.now())
+			next, err = &late, nil
 		}
 		if err != nil || next.State.Final() || next.NextAt.IsZero() || !d.delay.Within(next.NextAt, d.now()) {
 			settled(err)
 			return
 		}
-		d.delay.DelayThen(notification.Work{Notification: &next, Trigger: notification.TriggerAuto, Trace: w.Trace}, settled)
+		d.delay.DelayThen(notification.Work{Notification: next, Trigger: notification.TriggerAuto, Trace: w.Trace}, settled)
 	})
 }
-
-// recordBound is how long a record may wait for room in the ledger's queue.
-const recordBound = 30 * time.Second
 
 // record writes to the ledger, also while the engine stops. What the ledger refuses for good is kept in its quarantine;
 // its reservation is marked as answered by and by, so that the proof looks for it.
 func (d *Dispatcher) record(ctx context.Context, r ledger.Record, recorded func(error)) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordBound)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
 	id := r.Notification.ID
 	d.ledger.Record(ctx, r, func(err error) {
 		switch {

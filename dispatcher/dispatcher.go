@@ -34,7 +34,7 @@ type Ledger interface {
 	Finder
 	Changer
 	Lines
-	// Record makes a snapshot and its new attempts durable; recorded is called once.
+	// Record makes a snapshot and its new attempts durable; recorded is called once. It bounds itself how long it waits for room.
 	Record(ctx context.Context, r ledger.Record, recorded func(error))
 }
 

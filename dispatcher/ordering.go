@@ -179,8 +179,11 @@ func (d *Dispatcher) moveUp(ctx context.Context, n *notification.Notification) {
 	d.lines.ended.Add(inLine{ctx: context.WithoutCancel(ctx), n: n}, func(error) {})
 }
 
+// lineBound is how long one look at the lines of those that ended may take.
+const lineBound = 30 * time.Second
+
 func (d *Dispatcher) sendNext(batch []inLine) []error {
-	ctx, cancel := context.WithTimeout(batch[0].ctx, recordBound)
+	ctx, cancel := context.WithTimeout(batch[0].ctx, lineBound)
 	defer cancel()
 	ended := make([]*notification.Notification, len(batch))
 	for i, b := range batch {
@@ -206,7 +209,7 @@ func (d *Dispatcher) sendNext(batch []inLine) []error {
 
 // cancelSuperseded cancels what a newer one supersedes and is not in flight. What is missed here the gate ends when it is due.
 func (d *Dispatcher) cancelSuperseded(batch []inLine) []error {
-	ctx, cancel := context.WithTimeout(batch[0].ctx, recordBound)
+	ctx, cancel := context.WithTimeout(batch[0].ctx, lineBound)
 	defer cancel()
 	for _, b := range batch {
 		_, err := d.withdraw(ctx, b.n.ID, func(p *notification.Progress) { p.Supersede(b.by, d.now()) }, func() (*notification.Notification, error) {

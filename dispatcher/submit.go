@@ -320,9 +320,12 @@ func (d *Dispatcher) enter(ctx context.Context, s *submission, done func()) {
 
 // enterAsync gives a work to the asynchronous lane.
 func (d *Dispatcher) enterAsync(ctx context.Context, s *submission, w notification.Work, reason notification.Reason, done func()) {
-	routed := *w.Notification // readers may have the one that the sync lane had in hand
-	n := &routed
-	w.Notification = n
+	n := w.Notification
+	if n.Route.Lane == notification.LaneSync { // readers may have the one that the sync lane had in hand
+		routed := *n
+		n = &routed
+		w.Notification = n
+	}
 	n.Route.Lane, n.Reason = notification.LaneAsync, reason
 	if n.Route.Persist == notification.PersistAfter {
 		n.Route.Persist = notification.PersistStream

@@ -139,13 +139,20 @@ func checkContent(p *notifydv1.Notification, refuse func(field, description stri
 			break
 		}
 	}
-	for field, text := range map[string]string{
-		"source": p.Source, "request_id": p.RequestId, "merchant_id": p.MerchantId, "app_id": p.AppId, "event_type": p.EventType,
-		"order_id": p.OrderId, "order_status": p.OrderStatus, "batch_id": p.BatchId,
-		"ordering_key": p.OrderingKey, "supersede_key": p.SupersedeKey,
+	for _, f := range [...]struct{ field, text string }{
+		{"source", p.Source},
+		{"request_id", p.RequestId},
+		{"merchant_id", p.MerchantId},
+		{"app_id", p.AppId},
+		{"event_type", p.EventType},
+		{"order_id", p.OrderId},
+		{"order_status", p.OrderStatus},
+		{"batch_id", p.BatchId},
+		{"ordering_key", p.OrderingKey},
+		{"supersede_key", p.SupersedeKey},
 	} {
-		if !printable(text) {
-			refuse(field, fmt.Sprintf("%q: control characters are not allowed", text))
+		if !printable(f.text) {
+			refuse(f.field, fmt.Sprintf("%q: control characters are not allowed", f.text))
 		}
 	}
 	for key, value := range p.Labels {
@@ -176,11 +183,12 @@ func jsonFault(payload string) string {
 
 // checkTimes refuses what is no instant: neither the ledger nor JSON could give it back.
 func checkTimes(p *notifydv1.Notification, refuse func(field, description string)) {
-	for field, at := range map[string]*timestamppb.Timestamp{
-		"occurred_at": p.OccurredAt, "order_created_at": p.OrderCreatedAt, "not_before": p.NotBefore, "expires_at": p.ExpiresAt,
-	} {
-		if fault := timeFault(at); fault != "" {
-			refuse(field, fault)
+	for _, f := range [...]struct {
+		field string
+		at    *timestamppb.Timestamp
+	}{{"occurred_at", p.OccurredAt}, {"order_created_at", p.OrderCreatedAt}, {"not_before", p.NotBefore}, {"expires_at", p.ExpiresAt}} {
+		if fault := timeFault(f.at); fault != "" {
+			refuse(f.field, fault)
 		}
 	}
 }
@@ -196,13 +204,24 @@ func timeFault(at *timestamppb.Timestamp) string {
 // checkOutputOnly refuses what only the engine sets, so that nobody believes it was taken.
 func checkOutputOnly(p *notifydv1.Notification, refuse func(field, description string)) {
 	const outputOnly = "is output only; leave it empty"
-	for field, given := range map[string]bool{
-		"id": p.Id != "", "state": p.State != 0, "state_reason": p.StateReason != "", "origin": p.Origin != "",
-		"generation": p.Generation != 0, "attempt_count": p.AttemptCount != 0, "next_attempt_at": p.NextAttemptAt != nil,
-		"accepted_at": p.AcceptedAt != nil, "settled_at": p.SettledAt != nil, "settled_by": p.SettledBy != "", "rule": p.Rule != "",
+	for _, f := range [...]struct {
+		field string
+		given bool
+	}{
+		{"id", p.Id != ""},
+		{"state", p.State != 0},
+		{"state_reason", p.StateReason != ""},
+		{"origin", p.Origin != ""},
+		{"generation", p.Generation != 0},
+		{"attempt_count", p.AttemptCount != 0},
+		{"next_attempt_at", p.NextAttemptAt != nil},
+		{"accepted_at", p.AcceptedAt != nil},
+		{"settled_at", p.SettledAt != nil},
+		{"settled_by", p.SettledBy != ""},
+		{"rule", p.Rule != ""},
 	} {
-		if given {
-			refuse(field, outputOnly)
+		if f.given {
+			refuse(f.field, outputOnly)
 		}
 	}
 }

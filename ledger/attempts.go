@@ -37,9 +37,11 @@ func (r *rows) attempt(n *notification.Notification, acceptedAt time.Time, a *no
 	r.instants(a.StartedAt)
 	r.durations(a.Took, a.Phases.DNS, a.Phases.Connect, a.Phases.TLS, a.Phases.Write, a.Phases.FirstByte, a.Phases.Read)
 	r.integer(a.Connects)
-	r.text(visible(a.LocalAddr), visible(a.RemoteAddr), visible(a.TLS), visible(a.Egress), jsonList(visibleAll(a.KeyIDs)))
+	r.text(visible(a.LocalAddr), visible(a.RemoteAddr), visible(a.TLS), visible(a.Egress))
+	r.texts(a.KeyIDs)
 	r.bigint(a.SettingsVersion)
-	r.text(visible(a.Request.Method), visible(a.Request.URL), jsonList(visibleHeaders(a.Request.Headers)))
+	r.text(visible(a.Request.Method), visible(a.Request.URL))
+	r.headers(a.Request.Headers)
 	if bytes.Equal(a.Request.Body, n.Body) {
 		r.null() // it is there already
 	} else {
@@ -47,7 +49,7 @@ func (r *rows) attempt(n *notification.Notification, acceptedAt time.Time, a *no
 	}
 	if answer := a.Response; answer != nil {
 		r.integer(answer.Status)
-		r.text(jsonList(visibleHeaders(answer.Headers)))
+		r.headers(answer.Headers)
 		r.bytes(answer.Body)
 		r.boolean(answer.Truncated)
 	} else {
@@ -115,18 +117,6 @@ type micros struct{ to *time.Duration }
 func (m micros) ScanInt64(v pgtype.Int8) error {
 	*m.to = time.Duration(v.Int64) * time.Microsecond
 	return nil
-}
-
-// jsonList is empty for an empty list.
-func jsonList[T any](list []T) string {
-	if len(list) == 0 {
-		return ""
-	}
-	text, err := json.Marshal(list)
-	if err != nil { // strings and headers always marshal
-		panic(err)
-	}
-	return string(text)
 }
 
 func readList[T any](text string, to *[]T) error {

@@ -69,8 +69,11 @@ func submit[Q, A any](ctx context.Context, to *asks[Q, A], questions []Q) ([]A, 
 	if len(questions) == 0 {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, to.timeout)
-	defer cancel()
+	if until, bounded := ctx.Deadline(); !bounded || time.Until(until) > to.timeout {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, to.timeout)
+		defer cancel()
+	}
 	a := &ask[Q, A]{ctx: ctx, questions: questions}
 	if err := to.Do(ctx, a); err != nil {
 		return nil, err

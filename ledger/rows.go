@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"notifyd/internal/jsontext"
 	"notifyd/notification"
 )
 
@@ -65,6 +66,32 @@ func (r *rows) text(values ...string) {
 		r.length(len(v))
 		r.buf = append(r.buf, v...)
 	}
+}
+
+// texts and headers are a JSON array, or empty. What Postgres would refuse in them is made visible.
+func (r *rows) texts(list []string) {
+	r.array(len(list), func(i int) { r.buf = jsontext.AppendString(r.buf, visible(list[i])) })
+}
+
+func (r *rows) headers(list []notification.Header) {
+	r.array(len(list), func(i int) {
+		r.buf = jsontext.AppendString(append(r.buf, `{"n":`...), visible(list[i].Name))
+		r.buf = append(jsontext.AppendString(append(r.buf, `,"v":`...), visible(list[i].Value)), '}')
+	})
+}
+
+// array writes a JSON array of n items, or an empty text for none.
+func (r *rows) array(n int, item func(i int)) {
+	at := len(r.buf)
+	r.length(0)
+	for i := range n {
+		r.buf = append(r.buf, "[,"[min(i, 1)])
+		item(i)
+	}
+	if n > 0 {
+		r.buf = append(r.buf, ']')
+	}
+	binary.BigEndian.PutUint32(r.buf[at:], uint32(len(r.buf)-at-4)) //nolint:gosec // bounded by the queue
 }
 
 func (r *rows) bytes(v []byte) {

@@ -2,11 +2,8 @@ package ledger
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"unicode/utf8"
-
-	"notifyd/notification"
 )
 
 // visible makes text that Postgres would refuse storable, so that one can see what was there: a NUL or a byte that is
@@ -29,22 +26,3 @@ func visible(text string) string {
 }
 
 func isVisible(text string) bool { return utf8.ValidString(text) && strings.IndexByte(text, 0) < 0 }
-
-func visibleHeaders(headers []notification.Header) []notification.Header {
-	if !slices.ContainsFunc(headers, func(h notification.Header) bool { return !isVisible(h.Name) || !isVisible(h.Value) }) {
-		return headers
-	}
-	out := make([]notification.Header, len(headers))
-	for i, h := range headers {
-		out[i] = notification.Header{Name: visible(h.Name), Value: visible(h.Value)}
-	}
-	return out
-}
-
-func visibleAll(texts []string) []string {
-	out := make([]string, len(texts))
-	for i, text := range texts {
-		out[i] = visible(text)
-	}
-	return out
-}

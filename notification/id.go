@@ -5,7 +5,6 @@ import (
 	"encoding/base32"
 	"encoding/binary"
 	"errors"
-	"hash"
 	"maps"
 	"slices"
 	"strings"
@@ -72,66 +71,71 @@ func KeyToken(isolationKey string) string {
 // DeriveID derives the id from what the caller gave: (source, request_id), or without a request_id
 // (source, merchant, order, event type, status version).
 func (n *Notification) DeriveID() ID {
-	h := newFieldHash("notifyd/id/v1")
+	f := newFields("notifyd/id/v1", 0)
 	if n.RequestID != "" {
-		h.text("request", n.Source, n.RequestID)
+		f.text("request", n.Source, n.RequestID)
 	} else {
-		h.text("order", n.Source, n.MerchantID, n.OrderID, n.EventType)
-		h.number(n.StatusVersion)
+		f.text("order", n.Source, n.MerchantID, n.OrderID, n.EventType)
+		f.number(n.StatusVersion)
 	}
 	var id ID
-	copy(id[:], h.Sum(nil))
+	sum := f.sum()
+	copy(id[:], sum[:])
 	return id
 }
 
 // ContentDigest covers everything the caller gave except the name of the submission: submitting the same id with
 // another digest is an error, with the same digest a duplicate.
 func (n *Notification) ContentDigest() [32]byte {
-	h := newFieldHash("notifyd/content/v1")
-	h.text(n.MerchantID, n.AppID, n.Scene, n.EventType, n.OrderID, n.OrderStatus, n.BatchID, n.NotifyURL)
-	h.bytes(n.Body)
-	h.text(n.ContentType, n.Amount.Currency, n.OrderingKey, n.SupersedeKey)
-	h.number(n.Amount.MinorUnits, n.StatusVersion, boolNumber(n.Terminal), int64(n.RequestedLane))
+	f := newFields("notifyd/content/v1", len(n.Body))
+	f.text(n.MerchantID, n.AppID, n.Scene, n.EventType, n.OrderID, n.OrderStatus, n.BatchID, n.NotifyURL)
+	f.bytes(n.Body)
+	f.text(n.ContentType, n.Amount.Currency, n.OrderingKey, n.SupersedeKey)
+	f.number(n.Amount.MinorUnits, n.StatusVersion, boolNumber(n.Terminal), int64(n.RequestedLane))
 	for _, at := range []time.Time{n.OccurredAt, n.OrderCreatedAt, n.NotBefore, n.ExpiresAt} {
 		if at.IsZero() {
-			h.number(0)
+			f.number(0)
 		} else {
-			h.number(at.UnixMicro())
+			f.number(at.UnixMicro())
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(n.Labels)) {
-		h.text(key, n.Labels[key])
+		f.text(key, n.Labels[key])
 	}
-	return [32]byte(h.Sum(nil))
+	return f.sum()
 }
 
-// fieldHash hashes length-prefixed fields, so that no two lists of fields share an input.
-type fieldHash struct{ hash.Hash }
+// fields are length-prefixed, so that no two lists of them share a hash.
+type fields []byte
 
-func newFieldHash(domain string) fieldHash {
-	h := fieldHash{sha256.New()}
-	h.text(domain)
-	return h
+// fieldsRoom is enough for the fields of most notifications beside the body.
+const fieldsRoom = 512
+
+func newFields(domain string, body int) fields {
+	f := make(fields, 0, fieldsRoom+body)
+	f.text(domain)
+	return f
 }
 
-func (h fieldHash) bytes(field []byte) {
-	h.number(int64(len(field)))
-	h.Write(field) // a hash never returns an error
+func (f *fields) bytes(field []byte) {
+	f.number(int64(len(field)))
+	*f = append(*f, field...)
 }
 
-func (h fieldHash) text(fields ...string) {
-	for _, f := range fields {
-		h.bytes([]byte(f))
+func (f *fields) text(texts ...string) {
+	for _, t := range texts {
+		f.number(int64(len(t)))
+		*f = append(*f, t...)
 	}
 }
 
-func (h fieldHash) number(values ...int64) {
-	var buf [8]byte
+func (f *fields) number(values ...int64) {
 	for _, v := range values {
-		binary.BigEndian.PutUint64(buf[:], uint64(v)) //nolint:gosec // every bit pattern is wanted
-		h.Write(buf[:])
+		*f = binary.BigEndian.AppendUint64(*f, uint64(v)) //nolint:gosec // every bit pattern is wanted
 	}
 }
+
+func (f *fields) sum() [sha256.Size]byte { return sha256.Sum256(*f) }
 
 func boolNumber(b bool) int64 {
 	if b {

@@ -22,25 +22,29 @@ const lookupsAtOnce = 32
 // caller, and the others learn what that one gave. It answers within Config.SlowAfter. After an error some may have been
 // reserved, which the next Reserve finds.
 func (l *Ledger) Reserve(ctx context.Context, wanted []ledger.Reservation) ([]ledger.Reserved, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, l.cfg.SlowAfter, errors.New("no answer in time"))
+	until := time.Now().Add(l.cfg.SlowAfter)
+	if !l.away.Away() {
+		reserved, err := l.reserveInPostgres(ctx, wanted, until)
+		if !errors.Is(err, ledger.ErrAway) {
+			return reserved, err
+		}
+	}
+	ctx, cancel := context.WithDeadlineCause(ctx, until, errNoAnswer)
 	defer cancel()
-	if l.away.Away() {
-		return l.reserveElsewhere(ctx, wanted)
-	}
-	reserved, err := l.reserveInPostgres(ctx, wanted)
-	if errors.Is(err, ledger.ErrAway) {
-		return l.reserveElsewhere(ctx, wanted)
-	}
-	return reserved, err
+	return l.reserveElsewhere(ctx, wanted)
 }
 
-func (l *Ledger) reserveInPostgres(ctx context.Context, wanted []ledger.Reservation) ([]ledger.Reserved, error) {
+var errNoAnswer = errors.New("no answer in time")
+
+func (l *Ledger) reserveInPostgres(ctx context.Context, wanted []ledger.Reservation, until time.Time) ([]ledger.Reserved, error) {
 	out, rest := make([]ledger.Reserved, len(wanted)), wanted
 	var places []int // of rest in out
 	if l.reserved.maybe() && !l.queues.Away() {
 		// First there, then Postgres: what the drainer moves meanwhile is found in the second place. If NATS does not tell, its
 		// copies are looked up and claimed when they come.
-		found, err := l.readReserved(ctx, wanted)
+		reading, cancel := context.WithDeadlineCause(ctx, until, errNoAnswer)
+		found, err := l.readReserved(reading, wanted)
+		cancel()
 		if err == nil {
 			rest = nil
 			for i, w := range wanted {
@@ -56,7 +60,11 @@ func (l *Ledger) reserveInPostgres(ctx context.Context, wanted []ledger.Reservat
 		}
 	}
 	// A part of the time, so that the queues have some of it left.
-	bound, cancel := context.WithTimeout(ctx, l.cfg.SlowAfter*3/4)
+	part := time.Now().Add(l.cfg.SlowAfter * 3 / 4)
+	if until.Before(part) {
+		part = until
+	}
+	bound, cancel := context.WithDeadlineCause(ctx, part, errNoAnswer)
 	defer cancel()
 	reserved, err := ask(bound, ctx, l.away, func(ctx context.Context) ([]ledger.Reserved, error) { return l.postgres.Reserve(ctx, rest) })
 	if err != nil {

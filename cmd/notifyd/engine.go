@@ -93,6 +93,7 @@ func startEngine(ctx context.Context, cfg config, observers dispatcher.Observers
 		return nil, err
 	}
 	e.run = rand.Text()
+	e.parts.run(ctx, "collector's pace", keepHeapRoomy)
 	if err := e.startTracing(ctx); err != nil {
 		return nil, err
 	}
@@ -459,7 +460,7 @@ func (e *engine) startAdmin(ctx context.Context, s stores, l *lanes, tally *heal
 }
 
 // spreadAlone is over how many shards a node spreads what it accepts that shares its NATS with no other.
-const spreadAlone = 4
+const spreadAlone = 1
 
 func (e *engine) spread() int {
 	if e.cfg.NATS.URL == "" {

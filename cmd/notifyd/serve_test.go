@@ -184,6 +184,9 @@ func TestServe(t *testing.T) {
 			t.Errorf("/metrics lacks %s", line)
 		}
 	}
+	if strings.Contains(metrics, "\ngo_gc_gogc_percent 100\n") || !strings.Contains(metrics, "\ngo_gc_gogc_percent ") {
+		t.Error("a small heap is collected as often as a large one")
+	}
 
 	// SIGHUP: a new rule holds from now on; what needs a restart is named; a fault changes nothing.
 	ruled := onLoopback + operators + "async: {in_flight: 5}\nrouter: {rules: [{name: teas-by-alipay, when: {merchants: [tea-house]}, then: {schedule: alipay}}]}\n"

@@ -3,6 +3,8 @@ package encode
 import (
 	"encoding/json"
 	"strings"
+
+	"notifyd/internal/jsontext"
 )
 
 // json writes an object of the fields in their order.
@@ -15,7 +17,7 @@ func (e *Encoding) json(fields []Field) ([]byte, error) {
 			out = append(out, ',')
 		}
 		start := len(out)
-		out = append(appendJSONString(out, f.Name), ':')
+		out = append(jsontext.AppendString(out, f.Name), ':')
 		if out, err = appendJSONValue(out, f); err != nil {
 			return nil, err
 		}
@@ -33,7 +35,7 @@ func (e *Encoding) json(fields []Field) ([]byte, error) {
 func appendJSONValue(dst []byte, f *Field) ([]byte, error) {
 	switch f.Kind {
 	case KindString:
-		return appendJSONString(dst, f.Text), nil
+		return jsontext.AppendString(dst, f.Text), nil
 	case KindNull:
 		return append(dst, "null"...), nil
 	case KindNumber, KindBool, KindJSON:
@@ -58,32 +60,4 @@ func literal(f *Field) bool {
 	case KindNumber, KindString, KindNull:
 	}
 	return strings.IndexByte(begins, f.Text[0]) >= 0 && json.Valid([]byte(f.Text))
-}
-
-// appendJSONString writes characters as a JSON string, escaping only what must be.
-func appendJSONString(dst []byte, text string) []byte {
-	return append(appendJSONText(append(dst, '"'), text), '"')
-}
-
-const hexDigits = "0123456789abcdef"
-
-// appendJSONText writes what is within the quotes.
-func appendJSONText(dst []byte, text string) []byte {
-	for i := range len(text) {
-		switch c := text[i]; {
-		case c == '"' || c == '\\':
-			dst = append(dst, '\\', c)
-		case c == '\n':
-			dst = append(dst, '\\', 'n')
-		case c == '\r':
-			dst = append(dst, '\\', 'r')
-		case c == '\t':
-			dst = append(dst, '\\', 't')
-		case c < ' ':
-			dst = append(dst, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
-		default:
-			dst = append(dst, c)
-		}
-	}
-	return dst
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"notifyd/internal/jsontext"
 )
 
 const (
@@ -192,7 +194,7 @@ func (p *Payload) With(path *Path, text string) ([]byte, error) {
 	n := p.nodes[at]
 	missing := path.steps[done:]
 	if len(missing) == 0 {
-		return p.splice(int(n.start), int(n.end), appendJSONString(nil, text)), nil
+		return p.splice(int(n.start), int(n.end), jsontext.AppendString(nil, text)), nil
 	}
 	if n.kind != KindJSON || n.array {
 		return nil, &FieldError{Field: path.text, Rule: "cannot be set: what should hold it is no object, or too short an array"}
@@ -210,9 +212,9 @@ func (p *Payload) With(path *Path, text string) ([]byte, error) {
 		if i > 0 {
 			insert = append(insert, '{')
 		}
-		insert = append(appendJSONString(insert, s.name), ':')
+		insert = append(jsontext.AppendString(insert, s.name), ':')
 	}
-	insert = appendJSONString(insert, text)
+	insert = jsontext.AppendString(insert, text)
 	for range len(missing) - 1 {
 		insert = append(insert, '}')
 	}

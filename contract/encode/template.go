@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"notifyd/internal/jsontext"
 )
 
 const (
@@ -172,7 +174,7 @@ func (t *template) append(dst []byte, f *Field, escape string) ([]byte, error) {
 			return nil, err
 		}
 	case escapeJSONText:
-		dst = appendJSONText(dst, f.Text)
+		dst = jsontext.AppendText(dst, f.Text)
 	case escapeXML:
 		text, err := xmlText(f, false)
 		if err != nil {
