@@ -28,6 +28,7 @@ type settings struct {
 	bytes       int
 	waiting     int
 	retries     int
+	dueRate     float64
 	args        string
 	binary      string
 	json        string
@@ -54,6 +55,7 @@ func main() {
 	flag.IntVar(&s.bytes, "bytes", 1024, "size of a payload")
 	flag.IntVar(&s.waiting, "waiting", 100_000, "back: notifications that wait for the merchant")
 	flag.IntVar(&s.retries, "retries", 50_000, "retries: how many wait")
+	flag.Float64Var(&s.dueRate, "due-rate", 0, "retries: how many a second fail, and so come due a second; 0: the offered rate")
 	flag.StringVar(&s.args, "args", "", "further arguments of `notifyd dev`, separated by spaces")
 	flag.StringVar(&s.binary, "binary", "", "the engine, built already; empty: build it")
 	flag.StringVar(&s.json, "json", "", "a file for the results")

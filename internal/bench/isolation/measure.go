@@ -164,6 +164,12 @@ func (w *world) submit(source string, n int, t rig.Target) error {
 	return err
 }
 
+// offer submits at a rate, whether or not answers come; what there is no room for is submitted again.
+func (w *world) offer(source string, p rig.Phase, t rig.Target) error {
+	_, err := w.load.Order(rig.LoadOrder{Source: source, Scene: "payout", Size: w.bytes, Batch: batchSize, Callers: openCalls, Phases: []rig.Phase{p}, Targets: []rig.Target{t}, Patient: true})
+	return err
+}
+
 // side offers the rate once.
 func (w *world) side(ctx context.Context, s settings, sc scenario, fault bool) (one side, seen rig.SinkAnswer, err error) {
 	name := "without"
@@ -333,6 +339,19 @@ func (w *world) until(ctx context.Context, what string, holds func() (bool, erro
 	ctx, cancel := context.WithTimeout(ctx, waitBound)
 	defer cancel()
 	return rig.Until(ctx, 50*time.Millisecond, what, holds)
+}
+
+// countEvery is how often a ledger of a million rows is counted: more often would be a load of its own.
+const countEvery = 5 * time.Second
+
+// counted waits until there are as many notifications with a property.
+func (w *world) counted(ctx context.Context, what, where string, wanted int) error {
+	ctx, cancel := context.WithTimeout(ctx, waitBound)
+	defer cancel()
+	return rig.Until(ctx, countEvery, what, func() (bool, error) {
+		n, err := w.count(ctx, where)
+		return n >= wanted, err
+	})
 }
 
 // count is how many notifications there are with a property.

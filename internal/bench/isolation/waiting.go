@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -58,13 +59,16 @@ const (
 	massBin        = 250 * time.Millisecond
 )
 
-// retries: many wait for a retry, after an answer that opens no breaker; then they come due.
+// retries: many wait for a retry, after an answer that opens no breaker; then they come due, as many a second as failed.
 func retries(s settings) scenario {
 	refuse := rig.Behaviour{Status: 404, First: true}
 	mass := min(massOf, s.retries)
+	dueRate := func(w *world) float64 { return cmp.Or(s.dueRate, w.rate) }
+	failing := func(w *world) time.Duration { // how long it takes until all have failed once
+		return time.Duration(float64(s.retries) / dueRate(w) * float64(time.Second))
+	}
 	retryGap := func(w *world) time.Duration { // the first is due when all are there and fresh traffic was measured
-		build := time.Duration(float64(s.retries+mass) / (w.rate / 2) * float64(time.Second))
-		return (build + s.forEach + 30*time.Second).Round(time.Second)
+		return (failing(w) + s.forEach + time.Minute).Round(time.Second)
 	}
 	massGap := s.forEach + 30*time.Second
 	class := func(w *world, name string, gap time.Duration, jitter *float64) rig.Merchants {
@@ -81,17 +85,14 @@ func retries(s settings) scenario {
 		behave:  map[string]rig.Behaviour{"retry": refuse, "mass": refuse},
 		prepare: func(ctx context.Context, w *world) error {
 			began := time.Now()
-			if err := w.submit("retry", s.retries, rig.Target{Class: "retry", Count: retryMerchants, Share: 1}); err != nil {
+			if err := w.offer("retry", rig.Phase{Rate: dueRate(w), For: failing(w)}, rig.Target{Class: "retry", Count: retryMerchants, Share: 1}); err != nil {
 				return err
 			}
 			if err := w.submit("mass", mass, rig.Target{Class: "mass", Count: retryMerchants, Share: 1}); err != nil {
 				return err
 			}
-			err := w.until(ctx, "all wait for a retry", func() (bool, error) {
-				n, err := w.count(ctx, `state = 2 and source in ('retry', 'mass')`)
-				return n >= s.retries+mass, err
-			})
-			w.say("retries: %d wait after %s; the first come due %s after they failed", s.retries+mass, time.Since(began).Round(time.Second), retryGap(w))
+			err := w.counted(ctx, "all wait for a retry", `state = 2 and source in ('retry', 'mass')`, s.retries+mass)
+			w.say("retries: %d wait after %s; the first come due %s after they failed, %.0f a second", s.retries+mass, time.Since(began).Round(time.Second), retryGap(w), dueRate(w))
 			return err
 		},
 		finish: func(ctx context.Context, w *world, r *row) error {
@@ -110,6 +111,7 @@ func retries(s settings) scenario {
 			if err != nil {
 				return fmt.Errorf("%w (%s)", err, seen)
 			}
+			r.figure("retries: come due a second", dueRate(w), "goal", 5000)
 			r.lateness(seen.Seen["retry+"], retryGap(w))
 			r.spreadOfMass(seen.Seen["mass+"])
 			return nil
