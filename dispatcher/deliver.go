@@ -33,7 +33,7 @@ func (d *Dispatcher) Deliver(ctx context.Context, w notification.Work, begin fun
 	if pass.kind != granted {
 		return d.stop(ctx, w, pass, settled)
 	}
-	before, earlier := w.Notification, []notification.Attempt(nil)
+	before, earlier := w.Notification, []notification.Attempt(nil) // nobody changes it: a copy would be for nothing
 	if pass.interrupted {
 		before, earlier = d.resume(w, pass)
 	}

@@ -1,6 +1,7 @@
 package notification_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -88,6 +89,33 @@ func TestContentDigestSeesEveryField(t *testing.T) {
 	renamed.RequestID, renamed.Source = "another", "name"
 	if renamed.ContentDigest() != want {
 		t.Error("the name of the submission is not content")
+	}
+}
+
+// What is kept for as long as the ledger keeps it, and what lies in queues, is found again by the next version: none of these may
+// ever be another.
+func TestNamesStay(t *testing.T) {
+	at := time.Date(2026, 11, 22, 10, 0, 0, 123_456_000, time.UTC)
+	full := notification.Notification{
+		Source: "billing", RequestID: "r-1", MerchantID: "my-shop", AppID: "app", Scene: "recharge", EventType: "paid", OrderID: "A-1", OrderStatus: "SUCCESS",
+		Terminal: true, StatusVersion: 7, BatchID: "b", NotifyURL: "https://x.example/n", Body: []byte(`{"支付":10.50}`), ContentType: "application/json",
+		Amount: notification.Amount{Currency: "CNY", MinorUnits: 1050}, OccurredAt: at, OrderCreatedAt: at.Add(-time.Hour), NotBefore: at.Add(time.Hour), ExpiresAt: at.Add(24 * time.Hour),
+		OrderingKey: "o", SupersedeKey: "s", Labels: map[string]string{"b": "2", "a": "1"}, RequestedLane: notification.LaneSync,
+	}
+	byOrder := notification.Notification{Source: "billing", MerchantID: "my-shop", OrderID: "A-1", EventType: "paid", StatusVersion: -1, Body: []byte("{}")}
+	for _, c := range []struct {
+		n          notification.Notification
+		id, digest string
+	}{
+		{full, "ntf_qjglklcjm3pdobmajlkrt7q7hi", "c22b236835b734afe59e5cf8708b57691c36d1fd89f3f2b8f2c3b76789936bd0"},
+		{byOrder, "ntf_xvyvo3qsn2nezpzcqfnnfujalq", "52eb68df8acd00a5aac31de337e65cc28ce4c89eeb921abf3b31296262271739"},
+	} {
+		if id := c.n.DeriveID().String(); id != c.id {
+			t.Errorf("the id is %s, was %s", id, c.id)
+		}
+		if digest := fmt.Sprintf("%x", c.n.ContentDigest()); digest != c.digest {
+			t.Errorf("the digest is %s, was %s", digest, c.digest)
+		}
 	}
 }
 

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"math"
+	"runtime/debug"
 	"testing"
 )
 
@@ -15,6 +17,23 @@ func TestASmallHeapMayGrow(t *testing.T) {
 	} {
 		if got := growth(c.live); got != c.want {
 			t.Errorf("with %d MiB live it grows by %d %%, want %d", c.live/MiB, got, c.want)
+		}
+	}
+}
+
+func TestTheOperatorsPaceStays(t *testing.T) {
+	ended, end := context.WithCancel(t.Context())
+	end()
+	for _, set := range []string{"GOGC", "GOMEMLIMIT"} {
+		t.Setenv("GOGC", "")
+		t.Setenv("GOMEMLIMIT", "")
+		t.Setenv(set, "77")
+		before := debug.SetGCPercent(77)
+		if err := keepHeapRoomy(ended); err != nil {
+			t.Error(err)
+		}
+		if got := debug.SetGCPercent(before); got != 77 {
+			t.Errorf("%s is set, and 77 %% became %d", set, got)
 		}
 	}
 }
