@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -253,7 +254,7 @@ func (l *Ledger) look(ctx context.Context, name string, w *waiting) (there bool)
 	return true
 }
 
-// recentIDs is how many ids a node remembers of those that it reserved or recorded: about 10 MB.
+// recentIDs is how many ids a node remembers of those that it reserved or recorded: about 8 MB.
 const recentIDs = 65_536
 
 // recent is a bounded memory of reservations and of how far they have come: two generations, the older of which is
@@ -262,29 +263,32 @@ type recent struct {
 	mu       sync.Mutex
 	half     int
 	now, old map[notification.ID]remembered
+	reasons  []notification.Reason // those met so far, a closed set; the first is the empty one
 }
 
+// remembered holds no pointer, so that the collector has nothing to look for in its tens of thousands: how long it is at work
+// is how long everything else waits for a processor.
 type remembered struct {
 	digest     [32]byte
-	acceptedAt time.Time
+	acceptedAt int64 // nanoseconds since 1970; 0: not known
 	elsewhere  bool
 
 	// Of the newest record that is durable.
 	state      notification.State
-	reason     notification.Reason
-	generation int64 // 0: there is none
+	reason     uint16 // its place in recent.reasons
+	generation int64  // 0: there is none
 	attempts   int
 }
 
 func newRecent(most int) *recent {
-	return &recent{half: most / 2, now: map[notification.ID]remembered{}}
+	return &recent{half: most / 2, now: map[notification.ID]remembered{}, reasons: []notification.Reason{""}}
 }
 
 func (r *recent) add(id notification.ID, reserved ledger.Reserved) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	known, _ := r.find(id)
-	known.digest, known.acceptedAt, known.elsewhere = reserved.Digest, reserved.AcceptedAt, reserved.Elsewhere
+	known.digest, known.acceptedAt, known.elsewhere = reserved.Digest, reserved.AcceptedAt.UnixNano(), reserved.Elsewhere
 	r.keep(id, known)
 }
 
@@ -293,13 +297,13 @@ func (r *recent) recorded(n *notification.Notification) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	known, ok := r.find(n.ID)
-	if ok && known.generation > 0 && !follows(n.Progress, known.progress()) {
+	if ok && known.generation > 0 && !follows(n.Progress, r.progress(known)) {
 		return
 	}
 	if !ok {
-		known.digest, known.acceptedAt = n.Digest, n.AcceptedAt
+		known.digest, known.acceptedAt = n.Digest, n.AcceptedAt.UnixNano()
 	}
-	known.state, known.reason, known.generation, known.attempts = n.State, n.Reason, n.Generation, n.Attempts
+	known.state, known.reason, known.generation, known.attempts = n.State, r.placeOf(n.Reason), n.Generation, n.Attempts
 	r.keep(n.ID, known)
 }
 
@@ -308,10 +312,14 @@ func (r *recent) get(id notification.ID) (ledger.Reserved, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	found, ok := r.find(id)
-	return ledger.Reserved{Digest: found.digest, AcceptedAt: found.acceptedAt, Elsewhere: found.elsewhere, Known: found.progress()}, ok
+	reserved := ledger.Reserved{Digest: found.digest, Elsewhere: found.elsewhere, Known: r.progress(found)}
+	if found.acceptedAt != 0 {
+		reserved.AcceptedAt = time.Unix(0, found.acceptedAt).UTC()
+	}
+	return reserved, ok
 }
 
-// find and keep are for a caller that holds the lock.
+// find and what follows are for a caller that holds the lock.
 func (r *recent) find(id notification.ID) (remembered, bool) {
 	found, ok := r.now[id]
 	if !ok {
@@ -321,12 +329,22 @@ func (r *recent) find(id notification.ID) (remembered, bool) {
 }
 
 func (r *recent) keep(id notification.ID, known remembered) {
-	if len(r.now) >= r.half {
+	if _, there := r.now[id]; !there && len(r.now) >= r.half {
 		r.old, r.now = r.now, make(map[notification.ID]remembered, r.half)
 	}
 	r.now[id] = known
 }
 
-func (m remembered) progress() notification.Progress {
-	return notification.Progress{State: m.state, Reason: m.reason, Generation: m.generation, Attempts: m.attempts}
+func (r *recent) progress(m remembered) notification.Progress {
+	return notification.Progress{State: m.state, Reason: r.reasons[m.reason], Generation: m.generation, Attempts: m.attempts}
+}
+
+// placeOf is where a reason stands in reasons.
+func (r *recent) placeOf(reason notification.Reason) uint16 {
+	place := slices.Index(r.reasons, reason)
+	if place < 0 {
+		place = len(r.reasons)
+		r.reasons = append(r.reasons, reason)
+	}
+	return uint16(place) //nolint:gosec // a closed set of some sixty
 }
