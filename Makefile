@@ -68,7 +68,7 @@ fuzz: ## every fuzz target: a short smoke, or FUZZTIME=1m for each
 bench: $(NEED_POSTGRES) ## the whole engine under load; ARGS="--cases all", "--latency", "--matrix", "--vary rows=0,1000000"; "--json docs/data/NAME.json" keeps it
 	go run ./internal/bench $(ARGS)
 
-isolation: $(NEED_POSTGRES) ## what one bad merchant does to the others; ARGS="--scenarios hang5,flood --for 20s --json docs/data/NAME.json"
+isolation: $(NEED_POSTGRES) ## what one bad merchant does to the others; ARGS="--scenarios none,hang5,flood --json docs/data/NAME.json"
 	go run ./internal/bench/isolation $(ARGS)
 
 plots: ## draw docs/img from the results in docs/data

@@ -45,10 +45,10 @@ type results struct {
 func main() {
 	rig.Child()
 	var s settings
-	flag.StringVar(&s.scenarios, "scenarios", "hang5,hang50,flood,back,poison,retries,channels", "what to measure, separated by commas")
+	flag.StringVar(&s.scenarios, "scenarios", "none,hang5,hang50,flood,back,poison,retries,channels", "what to measure, separated by commas")
 	flag.Float64Var(&s.rate, "rate", 0, "offered notifications a second; 0: half of the capacity, which is measured first")
-	flag.DurationVar(&s.forEach, "for", 20*time.Second, "how long the rate is offered, once without and once with the fault")
-	flag.DurationVar(&s.warmUp, "warm", 3*time.Second, "how long the rate is offered before each of them, without the fault")
+	flag.DurationVar(&s.forEach, "for", 30*time.Second, "how long the rate is offered, once without and once with the fault: below half a minute only one of them may meet the kernel writing back what it holds")
+	flag.DurationVar(&s.warmUp, "warm", 16*time.Second, "how long the rate is offered before each of them, without the fault")
 	flag.DurationVar(&s.hang, "hang", 10*time.Second, "how long a hanging merchant does before it answers; an attempt's timeout is 10s")
 	flag.DurationVar(&s.channelsFor, "channels-for", time.Minute, "the same for channels, which has a rate of its own")
 	flag.IntVar(&s.merchants, "merchants", 10_000, "merchants, the bad ones included")

@@ -37,18 +37,18 @@ const shareBad = 0.05
 
 func scenarios(s settings) map[string]scenario {
 	bad := max(1, int(shareBad*float64(s.merchants)))
-	hang := func(traffic float64) scenario {
+	hang := func(traffic float64, how time.Duration) scenario {
 		return scenario{
 			ok:     s.merchants - bad,
 			others: func(w *world) []rig.Merchants { return []rig.Merchants{{Class: "bad", Count: bad, Base: w.sink.URL}} },
 			targets: func(*world, bool) []rig.Target {
 				return []rig.Target{{Class: "ok", Count: s.merchants - bad, Share: 1 - traffic}, {Class: "bad", Count: bad, Share: traffic}}
 			},
-			faulty: map[string]rig.Behaviour{"bad": {Delay: s.hang}},
+			faulty: map[string]rig.Behaviour{"bad": {Delay: how}},
 		}
 	}
 	return map[string]scenario{
-		"hang5": hang(shareBad), "hang50": hang(0.5), "flood": flood(s), "back": back(s), "poison": poison(s), "retries": retries(s), "channels": channels(s),
+		"none": hang(shareBad, 0), "hang5": hang(shareBad, s.hang), "hang50": hang(0.5, s.hang), "flood": flood(s), "back": back(s), "poison": poison(s), "retries": retries(s), "channels": channels(s),
 	}
 }
 
