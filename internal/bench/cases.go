@@ -234,7 +234,14 @@ type round struct {
 }
 
 func (r round) all() time.Duration { return r.engine + r.postgres + r.sink + r.load }
-func (r round) ratio() float64     { return float64(r.floor) / float64(r.all()) }
+
+// ratio is of the CPU times; 0 says that the pipeline's was too short for this machine's clocks.
+func (r round) ratio() float64 {
+	if r.all() <= 0 {
+		return 0
+	}
+	return float64(r.floor) / float64(r.all())
+}
 
 func (b *bench) round(ctx context.Context, n int, source string) (r round, err error) {
 	floor, sink := b.floor.CPU(), b.sink.CPU()
