@@ -225,24 +225,29 @@ func (d *Dispatcher) postpone(w notification.Work, err error) notification.Verdi
 func (d *Dispatcher) remember(ctx context.Context, w notification.Work, after *notification.Notification, attempts []notification.Attempt, settled func(error)) {
 	record := ledger.Record{
 		Notification: after, Attempts: attempts, New: !w.HasRow && !d.hand.HasRow(w.ID), Unreserved: w.Unreserved,
-		Patient: w.Route.Lane == notification.LaneAsync,
+		Unfed: d.rests(after), Patient: w.Route.Lane == notification.LaneAsync,
 	}
 	if len(attempts) == 0 { // nothing else in it ends the claim
 		record.Hold = &ledger.Hold{By: d.run}
 	}
 	d.record(ctx, record, func(err error) {
-		next := after
+		next, rests := after, record.Unfed
 		if isQuarantined(err) { // no row will bring it back: the schedule must, as late as it can
 			late := *after
 			late.NextAt = d.delay.Latest(after.NextAt, d.now())
-			next, err = &late, nil
+			next, rests, err = &late, false, nil
 		}
-		if err != nil || next.State.Final() || next.NextAt.IsZero() || !d.delay.Within(next.NextAt, d.now()) {
+		if err != nil || next.State.Final() || next.NextAt.IsZero() || rests {
 			settled(err)
 			return
 		}
 		d.delay.DelayThen(notification.Work{Notification: next, Trigger: notification.TriggerAuto, Trace: w.Trace}, settled)
 	})
+}
+
+// rests reports whether a notification's row is to bring it back when it is due, and not the delay queue.
+func (d *Dispatcher) rests(n *notification.Notification) bool {
+	return !n.State.Final() && !n.NextAt.IsZero() && !d.delay.Within(n.NextAt, d.now())
 }
 
 // record writes to the ledger, also while the engine stops. What the ledger refuses for good is kept in its quarantine;

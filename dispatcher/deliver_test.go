@@ -9,9 +9,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"notifyd/ledger"
 	"notifyd/merchant"
 	"notifyd/notification"
+	notifydv1 "notifyd/proto/notifyd/v1"
 )
 
 // One way for every attempt: numbers, triggers and operators are what differs.
@@ -97,6 +100,40 @@ func TestSettledSaysWhatIsNotDurable(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Either its row brings a notification back or its schedule, never neither, though the delay queue may be full when it is
+// written and not a moment later, or the other way round.
+func TestOneOfBothBringsItBack(t *testing.T) {
+	for name, enter := range map[string]func(t *testing.T, w *world){
+		"after a failure": func(t *testing.T, w *world) {
+			t.Helper()
+			w.sends.answers(failed(notification.ReasonHTTPServerError))
+			w.deliver(t, w.accepted(t, "one"))
+		},
+		"not_before": func(t *testing.T, w *world) {
+			t.Helper()
+			if _, err := w.submitOne(t.Context(), payment("a", scan, func(p *notifydv1.Notification) { p.NotBefore = timestamppb.New(clock().Add(time.Minute)) })); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		for _, room := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, room %v", name, room), func(t *testing.T) {
+				inBubble(t, DefaultConfig(), func(t *testing.T, w *world) {
+					w.later.within = []bool{room, !room}
+					enter(t, w)
+					unfed, err := w.memory.Feed(t.Context(), clock().Add(time.Hour), 10)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if scheduled := len(w.later.held()); scheduled != map[bool]int{true: 1}[room] || scheduled+len(unfed) != 1 {
+						t.Errorf("scheduled %d times, and %d rows for the sweep", scheduled, len(unfed))
+					}
+				})
+			})
+		}
 	}
 }
 

@@ -178,12 +178,22 @@ type fakeDelay struct {
 	mu       sync.Mutex
 	fail     error
 	window   time.Duration
+	within   []bool // what Within says first, whatever the window
 	delayed  []notification.Work
 	now      []notification.Work
 	canceled []notification.ID
 }
 
-func (d *fakeDelay) Within(at, now time.Time) bool { return at.Sub(now) <= d.window }
+func (d *fakeDelay) Within(at, now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.within) > 0 {
+		said := d.within[0]
+		d.within = d.within[1:]
+		return said
+	}
+	return at.Sub(now) <= d.window
+}
 
 func (d *fakeDelay) DelayThen(w notification.Work, delayed func(error)) {
 	d.mu.Lock()

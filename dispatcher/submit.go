@@ -389,8 +389,9 @@ func (d *Dispatcher) enterLater(ctx context.Context, s *submission, w notificati
 		d.delay.DelayThen(w, answer)
 		return
 	}
-	d.ledger.Record(ctx, ledger.Record{Notification: n, New: true, Unreserved: w.Unreserved}, func(err error) {
-		if err != nil || !d.delay.Within(n.NextAt, d.now()) {
+	rests := d.rests(n)
+	d.ledger.Record(ctx, ledger.Record{Notification: n, New: true, Unreserved: w.Unreserved, Unfed: rests}, func(err error) {
+		if err != nil || rests {
 			answer(err)
 			return
 		}

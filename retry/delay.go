@@ -21,6 +21,9 @@ import (
 type Config struct {
 	// Window is how far ahead JetStream keeps schedules; what is due later rests in the ledger until the sweep feeds it.
 	Window time.Duration `yaml:"window"`
+	// MaxSchedules is how many schedules JetStream keeps before it is spared all but those that are due soon. It has each in
+	// memory, some 500 bytes that the collector doubles: a million were 1.1 GiB.
+	MaxSchedules int `yaml:"max_schedules"`
 	// SweepEvery is the time between two looks into the ledger.
 	SweepEvery time.Duration `yaml:"sweep_every"`
 	// Grace is how long something may be overdue before the sweep puts it back on its way.
@@ -34,7 +37,7 @@ type Config struct {
 // DefaultConfig is used where the operator sets nothing.
 func DefaultConfig() Config {
 	return Config{
-		Window: 10 * time.Minute, SweepEvery: 2 * time.Second, Grace: 2 * time.Minute, Replicas: 1,
+		Window: 10 * time.Minute, MaxSchedules: 200_000, SweepEvery: 2 * time.Second, Grace: 2 * time.Minute, Replicas: 1,
 		PublishTimeout: 5 * time.Second,
 	}
 }
@@ -44,6 +47,8 @@ func (c Config) Validate() error {
 	switch {
 	case c.Window < time.Second:
 		return fmt.Errorf("retry.window: %s: must be at least 1s", c.Window)
+	case c.MaxSchedules < 1000:
+		return fmt.Errorf("retry.max_schedules: %d: must be at least 1000", c.MaxSchedules)
 	case c.SweepEvery < 10*time.Millisecond || c.SweepEvery > c.Window/2:
 		return fmt.Errorf("retry.sweep_every: %s: must be 10ms to half the window (%s)", c.SweepEvery, c.Window/2)
 	case c.Grace < time.Second:
@@ -56,6 +61,9 @@ func (c Config) Validate() error {
 	return nil
 }
 
+// soon is how far ahead everything is scheduled, however many there are: some sweeps' time, so that nothing is late.
+func (c Config) soon() time.Duration { return min(c.Window, max(c.Window/20, 5*c.SweepEvery)) }
+
 // Delay keeps work in JetStream message schedules until it is due. There is one schedule an id: the newest counts.
 type Delay struct {
 	cfg       Config
@@ -66,6 +74,7 @@ type Delay struct {
 	through   atomic.Pointer[safetyNet] // the last one that is to be taken away
 
 	published, failures atomic.Uint64
+	most                atomic.Uint64 // what published may come to before there is no room
 }
 
 // DelayStats count since the start.
@@ -85,6 +94,7 @@ func NewDelay(ctx context.Context, cfg Config, js jetstream.JetStream) (*Delay, 
 		return nil, err
 	}
 	d := &Delay{cfg: cfg, js: js}
+	d.most.Store(uint64(cfg.MaxSchedules)) //nolint:gosec // until the first look at what is there
 	for i := range d.publish {
 		d.publish[i] = groupcommit.New(groupcommit.AtMost[*nats.Msg](256), func(msgs []*nats.Msg) []error {
 			return d.publishAll(context.WithoutCancel(ctx), msgs)
@@ -103,8 +113,8 @@ func (d *Delay) stream(i int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name: envelope.RetryStream(i), Subjects: envelope.RetrySubjects(i), Retention: jetstream.WorkQueuePolicy,
 		Storage: jetstream.FileStorage, Replicas: d.cfg.Replicas, AllowMsgSchedules: true, AllowDirect: true,
-		// No bound of its own: the server allows schedules only with DiscardOld, which would lose some at the bound. Every
-		// schedule has a row, so the number is bounded by the window, and the server's storage limit refuses the rest.
+		// No bound of its own: the server allows schedules only with DiscardOld, which would lose some at the bound. Room
+		// and the window bound the number, and the server's storage limit refuses the rest.
 	}
 }
 
@@ -128,8 +138,32 @@ func (d *Delay) Ensure(ctx context.Context) (made map[string]time.Time, err erro
 	return made, nil
 }
 
-// Within reports whether an instant lies in the window that JetStream keeps.
-func (d *Delay) Within(at, now time.Time) bool { return at.Sub(now) <= d.cfg.Window }
+// Room looks how many more schedules JetStream is to be given, for whoever shares the streams: none or less than none when
+// there are enough. What is due soon is scheduled all the same.
+func (d *Delay) Room(ctx context.Context) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.PublishTimeout)
+	defer cancel()
+	before, kept := d.published.Load(), uint64(0)
+	for i := range envelope.RetryStreams {
+		stream, err := d.js.Stream(ctx, envelope.RetryStream(i))
+		if err != nil {
+			return 0, fmt.Errorf("count what stream %s keeps: %w", envelope.RetryStream(i), err)
+		}
+		kept += stream.CachedInfo().State.Msgs
+	}
+	room := d.cfg.MaxSchedules - int(kept)
+	d.most.Store(before + uint64(max(room, 0)))
+	return room, nil
+}
+
+// Within reports whether JetStream is to keep what is due at an instant; what it is not given rests in the ledger until the
+// sweep feeds it. Soon there may be room for what there was none for: decide once.
+func (d *Delay) Within(at, now time.Time) bool {
+	if d.published.Load() >= d.most.Load() {
+		return at.Sub(now) <= d.cfg.soon()
+	}
+	return at.Sub(now) <= d.cfg.Window
+}
 
 // Latest is the instant, or the end of the window when it lies behind it.
 func (d *Delay) Latest(at, now time.Time) time.Time {

@@ -221,9 +221,59 @@ func TestDelayOutlivesItsCaller(t *testing.T) {
 
 func TestWithin(t *testing.T) {
 	d := &Delay{cfg: DefaultConfig()}
+	d.most.Store(1)
 	now := time.Now()
 	if !d.Within(now.Add(10*time.Minute), now) || d.Within(now.Add(10*time.Minute+1), now) || !d.Within(now.Add(-time.Hour), now) {
 		t.Error("the window's edge is not where it is said to be")
+	}
+}
+
+// With as many schedules as there are to be, what is due soon joins them, and nothing else; what others do is seen at the next look.
+func TestWithinWhenThereIsNoRoom(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.MaxSchedules = 1000
+	d := newDues(t, cfg)
+	far := func() bool { return d.Within(time.Now().Add(5*time.Minute), time.Now()) }
+	looks := func(want int) {
+		t.Helper()
+		if room, err := d.Room(t.Context()); err != nil || room != want {
+			t.Errorf("room for %d, %v; want %d", room, err, want)
+		}
+	}
+	fill := func(from, to int) {
+		t.Helper()
+		results := make(chan error, to-from)
+		for i := from; i < to; i++ {
+			d.DelayThen(retrying(strconv.Itoa(i), time.Now().Add(5*time.Minute)), func(err error) { results <- err })
+		}
+		for range to - from {
+			if err := <-results; err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	looks(1000)
+	fill(0, 999)
+	if !far() {
+		t.Error("there is room for one more")
+	}
+	fill(999, 1001)
+	if far() || !d.Within(time.Now().Add(30*time.Second), time.Now()) {
+		t.Error("it takes more than there is room for, or not even what is due soon")
+	}
+	looks(-1)
+	if far() {
+		t.Error("there is room after a look that found none")
+	}
+	if err := d.Cancel(t.Context(), retrying("0", time.Time{})); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Cancel(t.Context(), retrying("1", time.Time{})); err != nil {
+		t.Fatal(err)
+	}
+	looks(1)
+	if !far() {
+		t.Error("no room after two were taken back")
 	}
 }
 

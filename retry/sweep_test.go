@@ -3,6 +3,7 @@ package retry
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -58,6 +59,59 @@ func TestSweepFeedsOnce(t *testing.T) {
 			t.Errorf("%s fired %s late: %+v", w.RequestID, late, f)
 		}
 	}
+}
+
+// However many are due in the window, JetStream is given no more than it is to keep, and those that rested meanwhile are due
+// when they are due.
+func TestMoreThanThereIsRoomFor(t *testing.T) {
+	cfg := quick()
+	cfg.MaxSchedules, cfg.Grace = 2500, time.Minute // nobody attempts what is fired: the sweep must not take it for forgotten
+	d := newDues(t, cfg)
+	m := ledger.NewMemory(ledger.Config{Now: clock, Window: cfg.Window})
+	t.Cleanup(m.Close)
+	start := time.Now()
+	works := map[notification.ID]notification.Work{}
+	for i := range 5000 {
+		w := retrying(strconv.Itoa(i), start.Add(cfg.Window+time.Second+time.Duration(i)*time.Millisecond))
+		works[w.ID] = w
+		put(t, m, w) // later than the window, when it is written
+	}
+	sweep := NewSweep(cfg, m, d.Delay, nil, zap.NewNop())
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- sweep.Run(ctx) }()
+	most := 0
+	scenario.Within(t, 30*time.Second, "all are fired", func() bool {
+		if room, err := d.Room(t.Context()); err == nil {
+			most = max(most, cfg.MaxSchedules-room)
+		}
+		return len(d.all()) >= len(works)
+	})
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	// What is due soon goes ahead of the bound, by as much as comes due in that time.
+	if soon := int(cfg.soon().Milliseconds()); most > cfg.MaxSchedules+soon+sweepBatch/2 || most < cfg.MaxSchedules/2 {
+		t.Errorf("at most %d waited in JetStream, want some %d and what is due soon", most, cfg.MaxSchedules)
+	}
+	var latest time.Duration
+	for _, f := range d.all() {
+		w, ok := works[f.ID]
+		if !ok {
+			t.Errorf("%s fired twice", f.RequestID)
+			continue
+		}
+		delete(works, f.ID)
+		late := f.at.Sub(w.NextAt)
+		if latest = max(latest, late); late < 0 || f.Trigger != notification.TriggerAuto {
+			t.Errorf("%s fired %s late by %s", w.RequestID, late, f.Trigger)
+		}
+	}
+	if latest > 5*time.Second { // a sweep feeds it ahead of its time; without one it would never come
+		t.Errorf("as late as %s", latest)
+	}
+	t.Logf("at most %d waited in JetStream, %s late", most, latest)
 }
 
 // An overdue row is put back on its way under a new generation, which makes its old due item void (P12).
@@ -126,19 +180,48 @@ func (i *index) Rescue(_ context.Context, overdueBefore, _ time.Time, _ int) ([]
 	return out, i.err
 }
 
-// What is asked of the ledger: a little inside the window's edge, and overdue by the grace.
+// roomy has room for so many, and takes everything.
+type roomy int
+
+func (r roomy) Room(context.Context) (int, error)                { return int(r), nil }
+func (roomy) DelayThen(_ notification.Work, delayed func(error)) { delayed(nil) }
+func (roomy) Now(context.Context, notification.Work) error       { return nil }
+
+// What is asked of the ledger: a little inside the window's edge, or only what is due soon where there is no room for a batch,
+// and overdue by the grace.
 func TestSweepAsksForTheRightSpans(t *testing.T) {
-	cfg, i := quick(), &index{}
-	now := clock()
-	if err := NewSweep(cfg, i, nil, nil, zap.NewNop()).Once(t.Context(), now); err != nil {
-		t.Fatal(err)
+	cfg := quick()
+	batch := make([]*notification.Notification, sweepBatch)
+	for k := range batch {
+		batch[k] = retrying(strconv.Itoa(k), time.Now()).Notification
 	}
-	if len(i.asked) != 2 || !i.asked[0].Equal(now.Add(cfg.Window-cfg.SweepEvery)) || !i.asked[1].Equal(now.Add(-cfg.Grace)) {
-		t.Errorf("asked %v", i.asked)
+	edge, soon, overdue := cfg.Window-cfg.SweepEvery, cfg.soon()-cfg.SweepEvery, -cfg.Grace
+	for _, tt := range []struct {
+		room roomy
+		fed  []*notification.Notification
+		want []time.Duration
+	}{
+		{5 * sweepBatch, nil, []time.Duration{edge, overdue}},
+		{sweepBatch - 1, nil, []time.Duration{soon, overdue}},
+		{-sweepBatch, batch, []time.Duration{soon, soon, overdue}},
+		{2*sweepBatch - 1, batch, []time.Duration{edge, soon, overdue}},
+	} {
+		i, now := &index{feed: tt.fed}, clock()
+		if err := NewSweep(cfg, i, tt.room, nil, zap.NewNop()).Once(t.Context(), now); err != nil {
+			t.Fatal(err)
+		}
+		var asked []time.Duration
+		for _, at := range i.asked {
+			asked = append(asked, at.Sub(now))
+		}
+		if !slices.Equal(asked, tt.want) {
+			t.Errorf("with room for %d and %d to feed it asked for %v, want %v", tt.room, len(tt.fed), asked, tt.want)
+		}
 	}
+	i, now := &index{}, clock()
 	down := errors.New("does not answer")
 	i.err = down
-	if err := NewSweep(cfg, i, nil, nil, zap.NewNop()).Once(t.Context(), now); !errors.Is(err, down) {
+	if err := NewSweep(cfg, i, roomy(sweepBatch), nil, zap.NewNop()).Once(t.Context(), now); !errors.Is(err, down) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -146,7 +229,7 @@ func TestSweepAsksForTheRightSpans(t *testing.T) {
 // While NATS is away the ledger's due index is for whoever sends from it: what the sweep took would count as fed.
 func TestSweepRestsWhileNATSIsAway(t *testing.T) {
 	i, away := &index{}, true
-	s := NewSweep(quick(), i, nil, func() bool { return away }, zap.NewNop())
+	s := NewSweep(quick(), i, roomy(sweepBatch), func() bool { return away }, zap.NewNop())
 	if err := s.Once(t.Context(), clock()); err != nil || len(i.asked) != 0 {
 		t.Errorf("asked %v, %v", i.asked, err)
 	}
@@ -164,6 +247,7 @@ func TestConfigNamesTheKey(t *testing.T) {
 		"retry.window: 1ms: must be at least 1s":                           func(c *Config) { c.Window = time.Millisecond },
 		"retry.sweep_every: 10m0s: must be 10ms to half the window (5m0s)": func(c *Config) { c.SweepEvery = 10 * time.Minute },
 		"retry.grace: 0s: must be at least 1s":                             func(c *Config) { c.Grace = 0 },
+		"retry.max_schedules: 10: must be at least 1000":                   func(c *Config) { c.MaxSchedules = 10 },
 		"retry.replicas: 0: must be 1 to 5":                                func(c *Config) { c.Replicas = 0 },
 	} {
 		c := DefaultConfig()

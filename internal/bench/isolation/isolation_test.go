@@ -73,13 +73,23 @@ func TestSpreadOfMass(t *testing.T) {
 }
 
 func TestChannelPhases(t *testing.T) {
-	var length time.Duration
-	phases := channels(settings{channelsFor: 25 * time.Second}).phases(nil, false)
-	for _, p := range phases {
-		length += p.For
-	}
-	if length != 25*time.Second || !slices.ContainsFunc(phases, func(p rig.Phase) bool { return p.Rate == channelBurst && p.For == channelBurstOf }) {
-		t.Errorf("%v", phases)
+	for _, tt := range []struct {
+		s     settings
+		fault bool
+		want  time.Duration
+	}{
+		{settings{channelsFor: 25 * time.Second}, false, 25 * time.Second},
+		{settings{channelsFor: 25 * time.Second, channelsWithout: 12 * time.Second}, true, 25 * time.Second},
+		{settings{channelsFor: 25 * time.Second, channelsWithout: 12 * time.Second}, false, 12 * time.Second},
+	} {
+		var length time.Duration
+		phases := channels(tt.s).phases(nil, tt.fault)
+		for _, p := range phases {
+			length += p.For
+		}
+		if length != tt.want || !slices.ContainsFunc(phases, func(p rig.Phase) bool { return p.Rate == channelBurst && p.For == channelBurstOf }) {
+			t.Errorf("%v and fault %v: %v", tt.s, tt.fault, phases)
+		}
 	}
 }
 

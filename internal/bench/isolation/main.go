@@ -6,9 +6,11 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -18,20 +20,21 @@ import (
 
 // settings of one run.
 type settings struct {
-	scenarios   string
-	rate        float64
-	forEach     time.Duration
-	warmUp      time.Duration
-	hang        time.Duration
-	channelsFor time.Duration
-	merchants   int
-	bytes       int
-	waiting     int
-	retries     int
-	dueRate     float64
-	args        string
-	binary      string
-	json        string
+	scenarios       string
+	rate            float64
+	forEach         time.Duration
+	warmUp          time.Duration
+	hang            time.Duration
+	channelsFor     time.Duration
+	channelsWithout time.Duration
+	merchants       int
+	bytes           int
+	waiting         int
+	retries         int
+	dueRate         float64
+	args            string
+	binary          string
+	json            string
 }
 
 // results of a run, as --json keeps them.
@@ -51,6 +54,7 @@ func main() {
 	flag.DurationVar(&s.warmUp, "warm", 16*time.Second, "how long the rate is offered before each of them, without the fault")
 	flag.DurationVar(&s.hang, "hang", 10*time.Second, "how long a hanging merchant does before it answers; an attempt's timeout is 10s")
 	flag.DurationVar(&s.channelsFor, "channels-for", time.Minute, "the same for channels, which has a rate of its own")
+	flag.DurationVar(&s.channelsWithout, "channels-without", 0, "how long channels is run without its fault; 0: as long as with it")
 	flag.IntVar(&s.merchants, "merchants", 10_000, "merchants, the bad ones included")
 	flag.IntVar(&s.bytes, "bytes", 1024, "size of a payload")
 	flag.IntVar(&s.waiting, "waiting", 100_000, "back: notifications that wait for the merchant")
@@ -82,10 +86,11 @@ func run(ctx context.Context, s settings) error {
 	}
 	fmt.Println(out.Facts.String())
 	fmt.Printf("%s without and %s with the fault; ms from the instant of submission until the merchant has the request, healthy merchants only\n\n", s.forEach, s.forEach)
+	all := scenarios(s)
 	for name := range strings.SplitSeq(s.scenarios, ",") {
-		sc, ok := scenarios(s)[name]
+		sc, ok := all[name]
 		if !ok {
-			return fmt.Errorf("--scenarios %q: must be some of hang5, hang50, flood, back, poison, retries, channels", name)
+			return fmt.Errorf("--scenarios %q: must be some of %s", name, strings.Join(slices.Sorted(maps.Keys(all)), ", "))
 		}
 		r, err := measure(ctx, s, sc, filepath.Join(dir, name), out)
 		if err != nil {

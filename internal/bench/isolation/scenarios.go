@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -131,8 +132,12 @@ func channels(s settings) scenario {
 		targets: func(*world, bool) []rig.Target {
 			return []rig.Target{{Class: "shop", Count: channelMerchants - 1, Share: channelMerchants - 1, Scenes: channelCount}, {Class: "bad", Count: 1, Share: 1, Scenes: channelCount}}
 		},
-		phases: func(*world, bool) (all []rig.Phase) {
-			for left := s.channelsFor; left > 0; left -= channelSteadyFor + channelBurstOf {
+		phases: func(_ *world, fault bool) (all []rig.Phase) {
+			long := s.channelsFor
+			if !fault {
+				long = cmp.Or(s.channelsWithout, long)
+			}
+			for left := long; left > 0; left -= channelSteadyFor + channelBurstOf {
 				all = append(all, rig.Phase{Rate: channelRate, For: min(left, channelSteadyFor)}, rig.Phase{Rate: channelBurst, For: max(0, min(left-channelSteadyFor, channelBurstOf))})
 			}
 			return all
