@@ -27,7 +27,7 @@ type Window interface {
 	SpreadThen(w notification.Work, spread func(takeAway func(context.Context), err error))
 	Now(ctx context.Context, w notification.Work) error
 	Cancel(ctx context.Context, w notification.Work) error
-	Room(ctx context.Context) (int, error)
+	Room() int
 }
 
 // Rows writes rows into Postgres or fails with ledger.ErrAway; see Ledger.Write.
@@ -124,7 +124,7 @@ func (q *Queues) Full() bool { return !q.p.NATS.Away() && q.lane.Full() }
 func (q *Queues) Within(at, now time.Time) bool { return q.p.Window.Within(at, now) }
 
 // Room is the window's.
-func (q *Queues) Room(ctx context.Context) (int, error) { return q.p.Window.Room(ctx) }
+func (q *Queues) Room() int { return q.p.Window.Room() }
 
 // Latest is the window's.
 func (q *Queues) Latest(at, now time.Time) time.Time { return q.p.Window.Latest(at, now) }

@@ -40,11 +40,11 @@ func (f *fakeQueues) DelayThen(w notification.Work, done func(error)) { f.Accept
 func (f *fakeQueues) SpreadThen(w notification.Work, done func(func(context.Context), error)) {
 	f.Accept(w, func(err error) { done(func(context.Context) {}, err) })
 }
-func (f *fakeQueues) Wake(string)                       {}
-func (f *fakeQueues) Full() bool                        { return true }
-func (f *fakeQueues) Within(time.Time, time.Time) bool  { return true }
-func (f *fakeQueues) Latest(at, _ time.Time) time.Time  { return at }
-func (f *fakeQueues) Room(context.Context) (int, error) { return 1 << 20, nil }
+func (f *fakeQueues) Wake(string)                      {}
+func (f *fakeQueues) Full() bool                       { return true }
+func (f *fakeQueues) Within(time.Time, time.Time) bool { return true }
+func (f *fakeQueues) Latest(at, _ time.Time) time.Time { return at }
+func (f *fakeQueues) Room() int                        { return 1 << 20 }
 func (f *fakeQueues) Now(_ context.Context, w notification.Work) error {
 	result := make(chan error, 1)
 	f.Accept(w, func(err error) { result <- err })

@@ -74,7 +74,7 @@ type Delay struct {
 	through   atomic.Pointer[safetyNet] // the last one that is to be taken away
 
 	published, failures atomic.Uint64
-	most                atomic.Uint64 // what published may come to before there is no room
+	most                atomic.Int64 // what published may come to before there is no room
 }
 
 // DelayStats count since the start.
@@ -94,7 +94,7 @@ func NewDelay(ctx context.Context, cfg Config, js jetstream.JetStream) (*Delay, 
 		return nil, err
 	}
 	d := &Delay{cfg: cfg, js: js}
-	d.most.Store(uint64(cfg.MaxSchedules)) //nolint:gosec // until the first look at what is there
+	d.most.Store(int64(cfg.MaxSchedules)) // until the first count
 	for i := range d.publish {
 		d.publish[i] = groupcommit.New(groupcommit.AtMost[*nats.Msg](256), func(msgs []*nats.Msg) []error {
 			return d.publishAll(context.WithoutCancel(ctx), msgs)
@@ -138,28 +138,43 @@ func (d *Delay) Ensure(ctx context.Context) (made map[string]time.Time, err erro
 	return made, nil
 }
 
-// Room looks how many more schedules JetStream is to be given, for whoever shares the streams: none or less than none when
-// there are enough. What is due soon is scheduled all the same.
-func (d *Delay) Room(ctx context.Context) (int, error) {
+// Run counts what JetStream keeps until ctx ends. While it does not answer, the last count stands.
+func (d *Delay) Run(ctx context.Context) error {
+	tick := time.NewTicker(d.cfg.SweepEvery)
+	defer tick.Stop()
+	for {
+		_ = d.count(ctx) // it has made the streams, or says itself that it is away
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (d *Delay) count(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.PublishTimeout)
 	defer cancel()
-	before, kept := d.published.Load(), uint64(0)
+	published, kept := d.published.Load(), uint64(0)
 	for i := range envelope.RetryStreams {
 		stream, err := d.js.Stream(ctx, envelope.RetryStream(i))
 		if err != nil {
-			return 0, fmt.Errorf("count what stream %s keeps: %w", envelope.RetryStream(i), err)
+			return fmt.Errorf("count what stream %s keeps: %w", envelope.RetryStream(i), err)
 		}
 		kept += stream.CachedInfo().State.Msgs
 	}
-	room := d.cfg.MaxSchedules - int(kept)
-	d.most.Store(before + uint64(max(room, 0)))
-	return room, nil
+	d.most.Store(int64(published) + int64(d.cfg.MaxSchedules) - int64(kept)) //nolint:gosec // no count is near 2^63
+	return nil
 }
+
+// Room is how many more schedules JetStream is to be given, as far as this node knows; none, or less than none, when there
+// are enough. What is due soon is scheduled all the same.
+func (d *Delay) Room() int { return int(d.most.Load() - int64(d.published.Load())) } //nolint:gosec // no count is near 2^63
 
 // Within reports whether JetStream is to keep what is due at an instant; what it is not given rests in the ledger until the
 // sweep feeds it. Soon there may be room for what there was none for: decide once.
 func (d *Delay) Within(at, now time.Time) bool {
-	if d.published.Load() >= d.most.Load() {
+	if d.Room() <= 0 {
 		return at.Sub(now) <= d.cfg.soon()
 	}
 	return at.Sub(now) <= d.cfg.Window

@@ -25,7 +25,7 @@ type Delayer interface {
 	// Now makes w due at once.
 	Now(ctx context.Context, w notification.Work) error
 	// Room is how many more may wait with it.
-	Room(ctx context.Context) (int, error)
+	Room() int
 }
 
 // Sweep feeds the delay window from the ledger's due index, and puts back on its way what got lost.
@@ -93,16 +93,9 @@ func (s *Sweep) Run(ctx context.Context) error {
 
 // Once feeds and rescues until there is nothing left to do.
 func (s *Sweep) Once(ctx context.Context, now time.Time) error {
-	if s.away() {
-		return nil
-	}
-	room, err := s.delay.Room(ctx)
-	if err != nil {
-		return err
-	}
 	for !s.away() {
 		ahead := s.cfg.Window
-		if room < sweepBatch {
+		if s.delay.Room() < sweepBatch {
 			ahead = s.cfg.soon()
 		}
 		// Fed a little ahead of the window's edge, so that nothing is due before it has been fed.
@@ -114,7 +107,6 @@ func (s *Sweep) Once(ctx context.Context, now time.Time) error {
 			return err // what was fed and not scheduled is overdue by and by, and is rescued
 		}
 		s.fed.Add(uint64(len(fed)))
-		room -= len(fed)
 		if len(fed) < sweepBatch {
 			break
 		}

@@ -277,6 +277,7 @@ func (e *engine) startStandIns(ctx context.Context, s *stores) error {
 		return err
 	}
 	e.parts.opened("delay", func() error { s.window.Wait(); return nil })
+	e.parts.run(ctx, "room in the delay window", s.window.Run)
 	s.queues, err = outage.NewQueues(cfg, outage.QueueParts{
 		Window: s.window, Rows: s.kept, NATS: s.natsAway, Full: func(err error) bool { return errors.Is(err, async.ErrFull) }, Now: now,
 	})
